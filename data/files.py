@@ -1,0 +1,64 @@
+"""Command lines and files: one-line errors, and writes that appear under their name only when complete."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+from data.errors import InputError
+
+
+def say(text: str) -> None:
+    """A line on stderr, above any progress bar. Only a script's result goes to stdout."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def parse(args_class, argv=None, default=None, description=None):
+    """tyro.cli, with its boxed complaints turned into a one-line InputError. --help prints and exits as usual."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(args_class, args=argv, default=default, description=description)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+    text = re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue())
+    lines = (re.sub(r"[^\x20-\x7e]", " ", line).strip(" -") for line in text.splitlines())
+    words = " ".join(line for line in lines if line and "helptext" not in line and "--help" not in line)
+    raise InputError(" ".join(words.split()) or "the command line is wrong; try --help")
+
+
+@contextlib.contextmanager
+def atomic(path: Path):
+    """A temporary name beside `path` to write to; renamed to `path` at the end, removed if anything goes wrong.
+
+    Raises InputError, in one line, where the file cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def run_script(name: str, main) -> None:
+    """Run `main`; bad input ends with one line on stderr and status 2, an interrupt with status 130."""
+    try:
+        main()
+    except InputError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted", file=sys.stderr)
+        sys.exit(130)
