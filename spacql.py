@@ -21,40 +21,44 @@ zeros and ones. Networks are stacked tensors: critics [S, E, in, out], actors [S
 Deviations and readings of our own (paper.md leaves room, or the original is for continuous actions):
   * softmax actors with an entropy bonus (they saturate without it); the expectation over a_i ~ pi_i in (6) is exact,
     and so is the log-sum-exp over the A actions in (5); lambda_i = 1/N;
-  * one reward for the team, the mean over agents; actors ascend the mean of the ensemble's online members;
+  * the penalty's mean over agents is estimated from one random agent per transition (--penalty-agents), a third of
+    the work for the same expectation; macql's joint actions are as many uniform draws;
+  * one reward for the team, the mean over agents, minus its mean over the dataset: without terminal states that
+    shifts every Q by the same constant and changes nothing but how fast it is learnt (a lot);
+  * actors ascend the mean of the ensemble's online members, once per round, on the round's last transitions;
   * inputs are standardised once by the dataset's mean and deviation instead of by batch-norm at every call;
-  * the last step of an episode has no logged next action: it is never the transition of a TD target;
-  * every k draws its own agents and actions.
+  * the last step of an episode has no logged next action: it is never the transition of a TD target.
 """
 
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from data import runs
 from data.datasets import load_dataset, make_env, normalise
-from data.errors import InputError, check_choice
-from data.files import parse, run_script, say
+from data.errors import InputError
+from data.files import run_script, say
 from data.worlds import ENV_IDS, NUM_ACTIONS
 
 # Values that depend on the task (CFCQL's, which the paper keeps); CQL_ALPHA is alpha in (5).
 TASKS = {
-    "simple_spread": dict(learning_rate=0.01, paper_rounds=2000),
-    "simple_tag": dict(learning_rate=0.001, paper_rounds=2000),
-    "simple_world": dict(learning_rate=0.001, paper_rounds=5000),
+    "simple_spread": dict(learning_rate=0.003, entropy_coef=0.5, paper_rounds=2000),
+    "simple_tag": dict(learning_rate=0.003, entropy_coef=0.1, paper_rounds=2000),
+    "simple_world": dict(learning_rate=0.003, entropy_coef=0.1, paper_rounds=5000),
 }
 CQL_ALPHA = {
     "simple_spread": {"random": 0.5, "medium-replay": 1.0, "medium": 5.0, "expert": 2.5},
     "simple_tag": {"random": 0.5, "medium-replay": 0.5, "medium": 0.6, "expert": 2.0},
     "simple_world": {"random": 0.5, "medium-replay": 0.5, "medium": 0.32, "expert": 0.3},
 }
-BACKUPS, PENALTIES = ("spacql", "icql-qs", "joint", "uniform"), ("cfcql", "macql", "none")
+DEFAULT_SIZES = dict(rounds=1000, batch_size=256, penalty_agents=1)  # minutes on two cores
+CHOICES = dict(env_id=ENV_IDS, backup=("spacql", "icql-qs", "joint", "uniform"), penalty=("cfcql", "macql", "none"))
 
 
 @dataclass(frozen=True)
@@ -71,24 +75,26 @@ class Args:
     """conservative penalty: cfcql (per agent, others as logged), macql (joint actions), none"""
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
+    penalty_agents: int | None = None
+    """agents drawn per transition for the cfcql penalty, an unbiased estimate of its mean over agents; default 1"""
     cql_alpha: float | None = None
     """[alpha] weight of the penalty; default by task and quality from CQL_ALPHA"""
     weight_temperature: float = 1.0
     """[beta] w_k ~ u_k^-beta; 1 is the paper's rule, 0 is uniform"""
-    entropy_coef: float = 0.1
-    """entropy bonus of the softmax actors (ours)"""
+    entropy_coef: float | None = None
+    """entropy bonus of the softmax actors (ours); default by task from TASKS"""
     seed: int = 0
     """first seed of networks and sampling"""
     num_seeds: int = 1
     """[S] seeds seed, seed + 1, ... trained at once in one process"""
     rounds: int | None = None
-    """rounds of critic_updates critic steps, one actor step and one target step; default 400"""
+    """rounds of critic_updates critic steps, one actor step and one target step; default 1000"""
     critic_updates: int = 5
     """critic steps per round"""
     batch_size: int | None = None
     """[B] transitions per step; default 256"""
     paper_size: bool = False
-    """the paper's full size: batch 1024, and 2000 rounds (5000 in simple_world)"""
+    """the paper's full size: batch 1024, 2000 rounds (5000 in simple_world), the penalty over all agents"""
     learning_rate: float | None = None
     """Adam's, critics and actors; default by task from TASKS"""
     gamma: float = 0.95
@@ -141,7 +147,7 @@ def partial_replacement(logged, policy, order, sizes):
     the k agents with the smallest ones are replaced, so every set of k agents is equally likely. sizes [K] are the k.
     Returns [S, B, K, N].
     """
-    rank = (order.unsqueeze(-2) < order.unsqueeze(-1)).sum(-1)  # [S, B, K, N]: how many agents come before
+    rank = order.argsort(-1).argsort(-1)  # [S, B, K, N]: how many agents come before, exact for ties too
     return torch.where(rank < sizes[:, None], policy, logged.unsqueeze(2))
 
 
@@ -216,13 +222,13 @@ def critic_values(critic, state, joint):
     state [S, B, D]; joint [S, B, R, N * A] zeros and ones. The first layer is one matrix on (state, joint action); its
     state part is computed once for all R.
     """
-    w1, b1, w2, b2, w3, b3 = critic
-    (num_seeds, members), dim, (batch, rows) = w1.shape[:2], state.shape[-1], joint.shape[1:3]
-    from_state = state.unsqueeze(1) @ w1[:, :, :dim] + b1  # [S, E, B, H]
-    from_joint = joint.flatten(1, 2).unsqueeze(1) @ w1[:, :, dim:]  # [S, E, B * R, H]
-    x = from_joint.view(num_seeds, members, batch, rows, -1) + from_state.unsqueeze(3)
-    x = (x.flatten(2, 3).relu() @ w2 + b2).relu()  # [S, E, B * R, H]
-    return (x @ w3 + b3).view(num_seeds, members, batch, rows)
+    w1, b1, w2, b2, w3, b3 = (p.flatten(0, 1) for p in critic)  # [S * E, in, out]
+    (num_seeds, members), (batch, rows), dim = critic[0].shape[:2], joint.shape[1:3], state.shape[-1]
+    state, joint = (x.repeat_interleave(members, dim=0) for x in (state, joint.flatten(1, 2)))  # [S * E, ...]
+    from_state = torch.baddbmm(b1, state, w1[:, :dim]).unsqueeze(2)  # [S * E, B, 1, H]
+    x = (joint @ w1[:, dim:]).unflatten(1, (batch, rows)) + from_state
+    x = torch.baddbmm(b2, x.flatten(1, 2).relu_(), w2).relu_()  # [S * E, B * R, H]
+    return torch.baddbmm(b3, x, w3).view(num_seeds, members, batch, rows)
 
 
 def one_hot(actions):
@@ -230,29 +236,31 @@ def one_hot(actions):
     return torch.eye(NUM_ACTIONS, device=actions.device)[actions].flatten(-2)
 
 
-def counterfactuals(actions):
-    """All changes of one agent's action in the joint actions [..., N]: rows (i, a), where agent i plays a and the
-    others act as given, as zeros and ones [..., N * A, N * A]."""
+def counterfactuals(actions, agents):
+    """Single-agent changes of the joint actions [S, B, N]: rows (i, a), where agent i plays a and the others act as
+    given, for the agents [S, B, M] and all A actions, as zeros and ones [S, B, M * A, N * A]."""
     num, device = actions.shape[-1], actions.device
     played = one_hot(actions).unflatten(-1, (1, 1, num, NUM_ACTIONS))
-    changes = torch.eye(num, device=device)[:, None, :, None]  # [N, 1, N, 1]: row (i, a) changes agent i ...
-    to = torch.eye(NUM_ACTIONS, device=device)[None, :, None, :]  # [1, A, 1, A]: ... to action a
-    return torch.where(changes == 1, to, played).flatten(-4, -3).flatten(-2)
+    changes = torch.eye(num, dtype=torch.bool, device=device)[agents][
+        ..., None, :, None
+    ]  # who changes, [.., M, 1, N, 1]
+    to = torch.eye(NUM_ACTIONS, device=device).view(NUM_ACTIONS, 1, NUM_ACTIONS)  # to what
+    return torch.where(changes, to, played).flatten(-4, -3).flatten(-2)
 
 
-def candidates(penalty, actions, generators):
-    """The penalty's joint actions for each row of actions [S, B, N], as zeros and ones [S, B, R, N * A]: all R = N * A
-    single-agent changes for cfcql; as many joint actions, uniformly drawn, for macql; R = 0 for none."""
+def candidates(penalty, actions, agents, generators):
+    """The penalty's joint actions for actions [S, B, N], as zeros and ones [S, B, R, N * A]: for cfcql the R = M * A
+    changes of the agents [S, B, M]; for macql as many joint actions, uniformly drawn; for none R = 0."""
     if penalty == "cfcql":
-        return counterfactuals(actions)
-    (_, batch, num), rows = actions.shape, actions.shape[-1] * NUM_ACTIONS if penalty == "macql" else 0
-    return one_hot(per_seed(torch.randint, generators, NUM_ACTIONS, (batch, rows, num)))
+        return counterfactuals(actions, agents)
+    shape = (actions.shape[1], agents.shape[-1] * NUM_ACTIONS if penalty == "macql" else 0, actions.shape[-1])
+    return one_hot(per_seed(torch.randint, generators, NUM_ACTIONS, shape))
 
 
 def sample_actions(logits, uniform):
     """Actions [S, B, K, N] from softmax(logits [S, B, N, A]) by inverting its distribution at uniform [S, B, K, N]."""
     steps = logits.softmax(-1).cumsum(-1)[..., :-1]  # [S, B, N, A - 1]
-    return (uniform.unsqueeze(-1) > steps.unsqueeze(2)).sum(-1)
+    return (uniform.unsqueeze(-1) >= steps.unsqueeze(2)).sum(-1)
 
 
 def clip_each(params, limit):
@@ -278,33 +286,25 @@ def backup_weights(backup, q_online, temperature):
 
 
 def to_device(dataset, device):
-    """The dataset on the device, as rows: states [E (T + 1), D] standardised, actions [E T, N], team rewards [E T].
-
-    Also the scale (mean, deviation), [N, O] each, of the observations; what is constant gets deviation 1.
+    """The dataset on the device, as rows: states [E (T + 1), D] standardised, actions [E T, N], team rewards [E T]
+    centred. Also the scale (mean, deviation), [N, O] each, of the observations; what is constant gets deviation 1.
     """
     std, mean = torch.std_mean(dataset.observations, dim=(0, 1), correction=0)
     mean, std = mean.to(device), torch.where(std < 1e-6, 1.0, std).to(device)
     return dict(
         state=((dataset.observations.to(device) - mean) / std).flatten(2).flatten(0, 1),
         actions=dataset.actions.to(device).flatten(0, 1),
-        rewards=dataset.rewards.mean(-1).to(device).flatten(),
+        rewards=(dataset.rewards - dataset.rewards.mean()).mean(-1).to(device).flatten(),
         horizon=dataset.actions.shape[1],
     ), (mean, std)
 
 
 def sample_transitions(data, index):
     """Rows (s, a, r, s', a') of the transitions `index` [S, B]; an episode has horizon - 1 of them, see the top."""
-    horizon = data["horizon"]
+    horizon, state, actions = data["horizon"], data["state"], data["actions"]
     episode, step = index // (horizon - 1), index % (horizon - 1)
     row, action_row = episode * (horizon + 1) + step, episode * horizon + step
-    state, actions = data["state"], data["actions"]
-    return (
-        state[row],
-        actions[action_row],
-        data["rewards"][action_row],
-        state[row + 1],
-        actions[action_row + 1],
-    )
+    return state[row], actions[action_row], data["rewards"][action_row], state[row + 1], actions[action_row + 1]
 
 
 def per_seed(draw, generators, *args):
@@ -315,7 +315,7 @@ def per_seed(draw, generators, *args):
 def greedy_actions(actor, obs, scale):
     """The most likely actions [S, B, N] on observations [S, B, N, O] as the environment gives them."""
     mean, std = scale
-    return actor_logits(actor, (obs - mean) / std).argmax(-1)
+    return actor_logits(actor, (obs.to(mean.device) - mean) / std).argmax(-1)
 
 
 @torch.no_grad()
@@ -333,214 +333,147 @@ def evaluate(actor, env, scale, seed):
 def diagnose(nets, data, index, noise, backup, temperature):
     """What to watch, per seed, on fixed transitions: w_k and u_k [S, N], k_eff, Q on and off the data, entropy [S]."""
     state, actions, _, next_state, next_actions = sample_transitions(data, index)
-    num, sizes = actions.shape[-1], backup_sizes(backup, actions.shape[-1])
-    every = torch.arange(1, num + 1, device=state.device)
+    num, used = actions.shape[-1], [k - 1 for k in backup_sizes(backup, actions.shape[-1])]
+    sizes = torch.arange(1, num + 1, device=state.device)
     policy = sample_actions(actor_logits(nets["target_actor"], next_state.unflatten(-1, (num, -1))), noise[..., 0])
-    joint = one_hot(partial_replacement(next_actions, policy, noise[..., 1], every))
+    joint = one_hot(partial_replacement(next_actions, policy, noise[..., 1], sizes))
     q_next = critic_values(nets["critic"], next_state, joint)
     weights = torch.zeros_like(q_next[:, 0])  # [S, B, N], zero at sizes that are not in use
-    weights[..., [k - 1 for k in sizes]] = backup_weights(backup, q_next[..., [k - 1 for k in sizes]], temperature)
+    weights[..., used] = backup_weights(backup, q_next[..., used], temperature)
     uniform = (noise[:, :, 0, :, 0] * NUM_ACTIONS).long()
-    q_both = critic_values(nets["critic"], state, one_hot(torch.stack([actions, uniform], dim=2))).mean(1)
-    log_pi = actor_logits(nets["actor"], state.unflatten(-1, (num, -1))).log_softmax(-1)
-    return dict(
-        weights=weights.mean(1),
-        u=uncertainty(q_next).mean(1),
-        k_eff=(weights * every).sum(-1).mean(1),
-        q_data=q_both[..., 0].mean(1),
-        q_ood=q_both[..., 1].mean(1),
-        entropy=-(log_pi.exp() * log_pi).sum(-1).mean((1, 2)),
-    )
+    q_both = critic_values(nets["critic"], state, one_hot(torch.stack([actions, uniform], dim=2))).mean((1, 2))
+    logits = actor_logits(nets["actor"], state.unflatten(-1, (num, -1)))
+    entropy = torch.distributions.Categorical(logits=logits).entropy().mean((1, 2))
+    report = dict(weights=weights.mean(1), u=uncertainty(q_next).mean(1), k_eff=(weights * sizes).sum(-1).mean(1))
+    return report | dict(q_data=q_both[:, 0], q_ood=q_both[:, 1], entropy=entropy)
 
 
 # ------------------------------------------------------------------------------- settings and training
 
 
-def check_args(args: Args):
-    """Raise InputError, in one line, for values that cannot be meant."""
-    check_choice("env-id", args.env_id, ENV_IDS)
-    check_choice("backup", args.backup, BACKUPS)
-    check_choice("penalty", args.penalty, PENALTIES)
-    for name, value in asdict(args).items():  # every integer setting but these is a count
-        if name not in ("seed", "data_seed", "eval_seed") and type(value) is int and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-
-
-def task_values(args: Args, quality: str):
-    """Learning rate, alpha, rounds and batch size: the flags, or their defaults by task and quality."""
-    alpha = CQL_ALPHA[args.env_id].get(quality) if args.cql_alpha is None else args.cql_alpha
-    if alpha is None:
+def fill_in(args: Args, quality: str, num_agents: int):
+    """The arguments with every None that has a default by task, quality or size replaced by it."""
+    task = TASKS[args.env_id] | dict(cql_alpha=CQL_ALPHA[args.env_id].get(quality))
+    task |= dict(rounds=task["paper_rounds"], batch_size=1024, penalty_agents=10) if args.paper_size else DEFAULT_SIZES
+    args = replace(args, **{k: v for k, v in task.items() if getattr(args, k, 0) is None})
+    if args.cql_alpha is None:
         raise InputError(f"no default alpha for data of quality '{quality}': give --cql-alpha")
-    task = TASKS[args.env_id]
-    rounds, batch = (task["paper_rounds"], 1024) if args.paper_size else (400, 256)
-    return args.learning_rate or task["learning_rate"], alpha, args.rounds or rounds, args.batch_size or batch
-
-
-def summarise(args, actor, scale, facts, history, device):
-    """Score the actors on final_episodes each: the summary, and the returns [S, episodes] behind it."""
-    env = make_env(args.env_id, args.num_seeds * args.final_episodes, facts["num_agents"], device)
-    returns = evaluate(actor, env, scale, args.eval_seed + 1).double().cpu()
-    scores = normalise(returns.mean(1), facts)
-    summary = dict(
-        env_id=args.env_id,
-        dataset=args.dataset,
-        backup=args.backup,
-        seeds=[args.seed + i for i in range(args.num_seeds)],
-        scores=scores.numpy().round(2).tolist(),
-        score_mean=round(float(scores.mean()), 2),
-        score_std=round(float(scores.std(correction=0)), 2),
-        best_mean=round(float(np.max(history["scores"], axis=0).mean()), 2),
-        k_eff=round(float(np.mean(history["k_eff"][-1])), 4),
-        weights=np.mean(history["weights"][-1], axis=0).round(4).tolist(),
-    )
-    return summary, returns.numpy()
+    return replace(args, penalty_agents=min(args.penalty_agents, num_agents))
 
 
 def main(argv=None):
     """Train (or resume, or only evaluate) as the arguments say; prints the summary as JSON and returns it."""
     start = time.time()
-    args, saved = parse(Args, argv, description=__doc__), None
-    check_args(args)
-    method = f"{args.backup}-{args.penalty}-{args.num_critics}critics"
-    name = args.name or f"{args.env_id}__{Path(args.dataset).stem}__{method}__seed{args.seed}x{args.num_seeds}"
-    if args.resume or args.eval_only:
-        folder, saved, settings = runs.load_checkpoint(args.checkpoint or runs.newest_run(args.out, name), Args)
-        args = parse(Args, argv, default=settings)  # the run's own settings, except where flags say otherwise
-        check_args(args)
-    elif args.checkpoint:
-        raise InputError("--checkpoint needs --resume or --eval-only")
-    else:
-        folder = runs.new_run(args.out, name)
+    args, folder, saved = runs.open_run(Args, argv, __doc__, CHOICES)
     device = runs.pick_device(args.device)
-
     if args.eval_only:
         actor, scale = ([p.to(device) for p in saved[key]] for key in ("actor", "scale"))
         facts, history = saved["facts"], saved["history"]
     else:
-        actor, scale, facts, history = train(args, folder, saved, device)
-    summary, returns = summarise(args, actor, scale, facts, history, device)
+        args, actor, scale, facts, history = train(args, folder, saved, device)
+    env = make_env(args.env_id, args.num_seeds * args.final_episodes, facts["num_agents"], device)
+    returns = evaluate(actor, env, scale, args.eval_seed + 1)
+    summary = runs.summarise(args, normalise(returns.mean(1), facts), history)
+    summary |= dict(wall_s=round(time.time() - start, 1), device=str(device))
     if not args.eval_only:
         runs.save_results(folder, asdict(args), summary, returns, history)
     if args.video:
-        policy = lambda obs: greedy_actions(actor, obs.expand(args.num_seeds, 1, -1, -1).to(device), scale)[0, 0]  # noqa: E731
+        policy = partial(greedy_actions, actor, scale=scale)
         runs.record_gif(folder / "greedy.gif", policy, args.env_id, facts["num_agents"], args.eval_seed)
-    summary |= dict(wall_s=round(time.time() - start, 1), device=str(device))
     print(json.dumps(summary), flush=True)
     return summary
 
 
 def train(args, folder, saved, device):
-    """The algorithm. Returns the actors, the scale of their inputs, the dataset's facts and the history."""
+    """The algorithm. Returns the filled-in arguments, actors, scale of inputs, facts of the data, and history."""
     dataset = load_dataset(args.env_id, args.dataset, args.dataset_size, args.data_seed, Path(args.data_dir))
-    facts = {k: dataset.facts[k] for k in ("quality", "random_score", "expert_score")}
     num, obs_dim = dataset.observations.shape[2:]
-    facts |= dict(num_agents=num, data_score=normalise(dataset.mean_return, facts))
-    learning_rate, alpha, rounds, batch = task_values(args, facts["quality"])
+    facts = {k: dataset.facts[k] for k in ("quality", "random_score", "expert_score")} | dict(num_agents=num)
     num_transitions = dataset.actions[:, 1:, 0].numel()  # all but the last step of each episode
-    say(f"{args.env_id} {args.dataset}: {num_transitions:,} transitions, mean score {facts['data_score']:.1f}")
+    args = fill_in(args, facts["quality"], num)
+    say(f"{args.env_id} {args.dataset}: mean score of the data {normalise(dataset.mean_return, facts):.1f}")
     data, scale = to_device(dataset, device)
 
     # All of a seed's random numbers come from its own generator: trained together or alone, it ends the same.
     generators = [torch.Generator(device).manual_seed(args.seed + i) for i in range(args.num_seeds)]
-    hidden = (args.hidden, args.hidden)
-    critic = init_networks(generators, args.num_critics, (num * (obs_dim + NUM_ACTIONS), *hidden, 1))
-    actor = init_networks(generators, num, (obs_dim, *hidden, NUM_ACTIONS))
+    critic = init_networks(generators, args.num_critics, (num * (obs_dim + NUM_ACTIONS), args.hidden, args.hidden, 1))
+    actor = init_networks(generators, num, (obs_dim, args.hidden, args.hidden, NUM_ACTIONS))
     target_critic, target_actor, best_actor = ([p.clone() for p in params] for params in (critic, actor, actor))
-    nets = dict(
-        critic=critic,
-        actor=actor,
-        target_critic=target_critic,
-        target_actor=target_actor,
-        best_actor=best_actor,
-    )
-    critic_adam = torch.optim.Adam([p.requires_grad_() for p in critic], lr=learning_rate)
-    actor_adam = torch.optim.Adam([p.requires_grad_() for p in actor], lr=learning_rate)
-    first_round, history = 0, {}
-    if saved:
-        runs.restore(nets, saved)
-        critic_adam.load_state_dict(saved["critic_adam"])
-        actor_adam.load_state_dict(saved["actor_adam"])
-        for generator, state in zip(generators, saved["generators"], strict=True):
-            generator.set_state(state)
-        first_round, history = saved["round"], saved["history"]
+    nets = dict(critic=critic, actor=actor, target_critic=target_critic, target_actor=target_actor, best=best_actor)
+    make_adam = partial(torch.optim.Adam, lr=args.learning_rate, fused=True)
+    adams = {name: make_adam([p.requires_grad_() for p in nets[name]]) for name in ("critic", "actor")}
+    first_round, history = runs.restore(saved, nets, adams, generators) if saved else (0, {})
 
     env = make_env(args.env_id, args.num_seeds * args.eval_episodes, num, device)
     sizes = torch.tensor(backup_sizes(args.backup, num), device=device)  # [K]
-    probe = [torch.Generator(device).manual_seed(args.eval_seed)]
+    everyone = torch.arange(num, device=device).expand(args.num_seeds, args.batch_size, -1)  # [S, B, N]
+    probe = [torch.Generator(device).manual_seed(args.eval_seed)]  # transitions to diagnose, the same for all seeds
     probe_index = per_seed(torch.randint, probe, num_transitions, (1024,)).expand(args.num_seeds, -1)
     probe_noise = per_seed(torch.rand, probe, (1024, num, num, 2)).expand(args.num_seeds, -1, -1, -1, -1)
     writer = runs.start_log(folder, asdict(args), first_round, args.track)
-    bar = tqdm(range(first_round, rounds), initial=first_round, total=rounds, file=sys.stderr, unit="round")
+    bar = tqdm(range(first_round, args.rounds), initial=first_round, total=args.rounds, file=sys.stderr, unit="round")
     for round_number in bar:
         # ---- sample: this round's transitions and random numbers
-        index = per_seed(torch.randint, generators, num_transitions, (args.critic_updates, batch))  # [S, U, B]
-        noise = per_seed(torch.rand, generators, (*index.shape[1:], len(sizes), num, 2))  # [S, U, B, K, N, 2]
+        shape = (args.critic_updates, args.batch_size)  # [U, B]
+        index = per_seed(torch.randint, generators, num_transitions, shape)  # [S, U, B]
+        noise = per_seed(torch.rand, generators, (*shape, len(sizes) + 1, num, 2))  # [S, U, B, K + 1, N, 2]
         for update in range(args.critic_updates):
             state, actions, rewards, next_state, next_actions = sample_transitions(data, index[:, update])
-
             # ---- target: equations (1) to (4)
             with torch.no_grad():
                 next_logits = actor_logits(target_actor, next_state.unflatten(-1, (num, -1)))
-                policy = sample_actions(next_logits, noise[:, update, ..., 0])
-                joint = one_hot(partial_replacement(next_actions, policy, noise[:, update, ..., 1], sizes))
+                policy = sample_actions(next_logits, noise[:, update, :, 1:, :, 0])
+                joint = one_hot(partial_replacement(next_actions, policy, noise[:, update, :, 1:, :, 1], sizes))
                 q_target = critic_values(target_critic, next_state, joint)  # [S, E, B, K]
                 q_online = critic_values(critic, next_state, joint) if args.backup == "spacql" else q_target
                 weights = backup_weights(args.backup, q_online, args.weight_temperature)
                 target = spacql_target(rewards, q_target, weights, args.gamma)
 
             # ---- critics: equation (5); row 0 is the data, the others are the penalty's candidates
-            rows = [one_hot(actions).unsqueeze(2), candidates(args.penalty, actions, generators)]
-            q = critic_values(critic, state, torch.cat(rows, dim=2))  # [S, E, B, 1 + candidates]
-            q_data, q_candidates = (
-                q[..., 0],
-                q[..., 1:].unflatten(-1, (num if args.penalty == "cfcql" else 1, -1)),
-            )
+            agents = noise[:, update, :, 0, :, 1].argsort(-1)[..., : args.penalty_agents]  # [S, B, M]
+            rows = [one_hot(actions).unsqueeze(2), candidates(args.penalty, actions, agents, generators)]
+            q = critic_values(critic, state, torch.cat(rows, dim=2))  # [S, E, B, 1 + R]
+            groups = args.penalty_agents if args.penalty == "cfcql" else 1
+            q_data, q_candidates = q[..., 0], q[..., 1:].unflatten(-1, (groups, -1))
             penalty = 0.0 if args.penalty == "none" else cql_penalty(q_candidates, q_data)
-            loss = critic_loss(q_data, target, penalty, alpha)  # [S, E]
-            critic_adam.zero_grad()
+            loss = critic_loss(q_data, target, penalty, args.cql_alpha)  # [S, E]
+            adams["critic"].zero_grad()
             loss.sum().backward()
             clip_each(critic, args.max_grad_norm)
-            critic_adam.step()
+            adams["critic"].step()
 
         # ---- actors: equation (6), on the round's last transitions
         with torch.no_grad():
-            q = critic_values(critic, state, counterfactuals(actions)).mean(1).unflatten(-1, (num, -1))
+            alternatives = counterfactuals(actions, everyone)  # [S, B, N * A, N * A]
+            q = critic_values(critic, state, alternatives).mean(1).unflatten(-1, (num, -1))  # [S, B, N, A]
         logits = actor_logits(actor, state.unflatten(-1, (num, -1)))
-        actor_adam.zero_grad()
+        adams["actor"].zero_grad()
         actor_loss(logits, q, args.entropy_coef).sum().backward()
         clip_each(actor, args.max_grad_norm)
-        actor_adam.step()
+        adams["actor"].step()
 
         # ---- Polyak: the targets follow
         with torch.no_grad():
             torch._foreach_lerp_(target_critic + target_actor, critic + actor, args.tau)
 
         # ---- now and then: score, diagnose, log, save (the only host syncs)
-        if (round_number + 1) % args.eval_every and round_number + 1 < rounds:
+        if (round_number + 1) % args.eval_every and round_number + 1 < args.rounds:
             continue
         scores = normalise(evaluate(actor, env, scale, args.eval_seed).mean(1), facts)  # [S]
-        best = scores > torch.tensor(history["scores"] if history else [[-np.inf]], device=device).amax(0)
+        best = scores > torch.tensor(history["scores"] if history else [[float("-inf")]], device=device).amax(0)
         for kept, param in zip(best_actor, actor, strict=True):
             kept[best] = param.detach()[best]
         report = diagnose(nets, data, probe_index, probe_noise, args.backup, args.weight_temperature)
         report |= dict(scores=scores, critic_loss=loss.detach().mean(1))
         runs.log_report(writer, history, round_number + 1, report)
         bar.set_postfix(score=f"{float(scores.mean()):.1f}", k_eff=f"{float(report['k_eff'].mean()):.2f}")
-        contents = {k: [p.detach() for p in params] for k, params in nets.items()} | dict(
-            args=json.dumps(asdict(args)),
-            scale=list(scale),
-            facts=facts,
-            history=history,
-            round=round_number + 1,
-            generators=[g.get_state() for g in generators],
-            critic_adam=critic_adam.state_dict(),
-            actor_adam=actor_adam.state_dict(),
-        )
-        runs.save_checkpoint(folder / "checkpoint.pt", contents)
+        facts_of_run = dict(args=json.dumps(asdict(args)), scale=list(scale), facts=facts, history=history)
+        runs.save_checkpoint(folder, round_number + 1, nets, adams, generators, facts_of_run)
     writer.close()
-    if args.backup == "spacql" and facts["quality"] == "expert" and np.mean(history["weights"][-1], axis=0)[0] > 0.9:
+    first_weight = torch.tensor(history["weights"][-1])[:, 0].mean()
+    if args.backup == "spacql" and facts["quality"] == "expert" and first_weight > 0.9:
         say("warning: w has collapsed on k = 1 on expert data: SPaCQL has become ICQL-QS here")
-    return actor, scale, facts, history
+    return args, actor, scale, facts, history
 
 
 if __name__ == "__main__":

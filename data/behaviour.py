@@ -12,6 +12,7 @@ Array letters: N agents of a team, W worlds, T steps, O observation numbers, A a
 """
 
 import json
+import math
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -269,27 +270,49 @@ class Policies:
     facts: dict
 
 
-def load_policies(env_id: str, device="cpu", folder: Path = POLICY_DIR) -> Policies:
-    """Read the shipped policies of a task. Raises InputError where there are none."""
+def policy_file(env_id: str, folder: Path = POLICY_DIR) -> Path:
+    """Where the policies of a task are. Raises InputError, with the command that makes them, where there are none."""
     check_choice("env-id", env_id, ENV_IDS)
     path = Path(folder) / f"{env_id}-discrete.npz"
     if not path.is_file():
         raise InputError(f"no policy file {path}; make it with: python -m data.behaviour --env-id {env_id}")
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {k: torch.from_numpy(file[k].astype(np.float32)).to(device) for k in file.files if k != "facts"}
-        facts = json.loads(str(file["facts"]))
-    actor = [arrays[f"actor{j}"] for j in range(6)]  # weights and biases of three layers, [iterates, N, in, out]
+    return path
+
+
+def load_policies(env_id: str, device="cpu", folder: Path = POLICY_DIR) -> Policies:
+    """Read the shipped policies of a task. Raises InputError where there are none, or the file is not theirs."""
+    path = policy_file(env_id, folder)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {k: torch.from_numpy(file[k].astype(np.float32)) for k in file.files if k != "facts"}
+            facts = json.loads(str(file["facts"]))
+        actor = [arrays[f"actor{j}"].to(device) for j in range(6)]  # three layers' [iterates, N, in, out] and biases
+        prey = None if env_id == "simple_spread" else [arrays[f"prey{j}"].to(device) for j in range(6)]
+        if facts["env_id"] != env_id:
+            raise ValueError(f"it holds policies of {facts['env_id']}")
+        if any(len(layer) != facts["medium_iterate"] + 2 for layer in actor):
+            raise ValueError("the number of iterates is not medium_iterate + 2")
+        if not all(math.isfinite(facts[k]) for k in ("random_score", "expert_score")):
+            raise ValueError("its scores are not finite")
+        if not all(array.isfinite().all() for array in arrays.values()):
+            raise ValueError("a parameter is not finite")
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds for damaged files; all mean the same here
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"cannot read policy file {path} (damaged or foreign): {reason}") from None
     iterates = [[layer[i] for layer in actor] for i in range(len(actor[0]))]
-    return Policies(iterates, [arrays[f"prey{j}"] for j in range(6)] if "prey0" in arrays else None, facts)
+    return Policies(iterates, prey, facts)
 
 
 def main() -> None:
     args = parse(Args, description=__doc__)
     check_choice("env-id", args.env_id, ENV_IDS)
+    for name, value in asdict(args).items():
+        if type(value) is int and name != "seed" and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     start = time.time()
-    arrays = train_behaviour(args)
     path = args.out / f"{args.env_id}-discrete.npz"
-    with atomic(path) as partial:
+    with atomic(path) as partial:  # around the training too: a folder that cannot be made is found out before it
+        arrays = train_behaviour(args)
         np.savez_compressed(partial, **arrays)
     facts = json.loads(str(arrays["facts"]))
     print(

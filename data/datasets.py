@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.behaviour import POLICY_DIR, greedy, load_policies, rollout
+from data import worlds
+from data.behaviour import POLICY_DIR, greedy, load_policies, policy_file, rollout
 from data.errors import InputError, check_choice
 from data.files import atomic
 from data.worlds import ENV_IDS, HORIZON, NUM_ACTIONS, Worlds
@@ -81,7 +82,10 @@ def load_dataset(
         check_choice("dataset", dataset, QUALITIES)
     if size < HORIZON:
         raise InputError(f"dataset size {size} is less than one episode of {HORIZON} transitions")
-    digest = hashlib.sha256((POLICY_DIR / f"{env_id}-discrete.npz").read_bytes()).hexdigest()[:8]
+    if seed < 0:
+        raise InputError(f"dataset seed {seed} is negative")
+    sources = [policy_file(env_id, POLICY_DIR), Path(worlds.__file__)]  # other policies or worlds: another file
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
     path = Path(folder) / f"{env_id}-discrete-{dataset}-{size}-seed{seed}-{digest}.h5"
     if not path.exists():
         simulate(path, env_id, dataset, size, seed)
@@ -140,39 +144,50 @@ def simulate(path: Path, env_id: str, quality: str, size: int, seed: int) -> Non
 def atomic_hdf5(path: Path, attributes: dict, shape: tuple[int, int, int, int]):
     """An empty discrete dataset of shape (E, T, N, O) to fill; it appears under `path` only when complete."""
     episodes, horizon, num, obs_dim = shape
-    with atomic(path) as partial, h5py.File(partial, "w") as file:
-        file.create_dataset("observations", (episodes, horizon + 1, num, obs_dim), "f4")
-        file.create_dataset("actions", (episodes, horizon, num), "i1")
-        file.create_dataset("rewards", (episodes, horizon, num), "f4")
-        file.create_dataset("terminals", data=np.zeros((episodes, horizon), bool))
-        file.create_dataset("timeouts", data=np.arange(horizon)[None].repeat(episodes, 0) == horizon - 1)
-        file.attrs.update(attributes, format=FORMAT)
-        yield file
+    with atomic(path) as partial:
+        try:
+            with h5py.File(partial, "w") as file:
+                file.create_dataset("observations", (episodes, horizon + 1, num, obs_dim), "f4")
+                file.create_dataset("actions", (episodes, horizon, num), "i1")
+                file.create_dataset("rewards", (episodes, horizon, num), "f4")
+                file.create_dataset("terminals", data=np.zeros((episodes, horizon), bool))
+                file.create_dataset("timeouts", data=np.arange(horizon)[None].repeat(episodes, 0) == horizon - 1)
+                file.attrs.update(attributes, format=FORMAT)
+                yield file
+        except RuntimeError as error:  # HDF5 says so when a disk is full as it closes
+            raise OSError(str(error)) if "errno" in str(error) else error from None
 
 
 def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
     """Read and check an .h5 file of our format. Raises InputError saying which array and row is wrong."""
     if not path.is_file():
-        raise InputError(f"no dataset file {path}")
+        raise InputError(f"{path} is a folder, not an .h5 file" if path.is_dir() else f"no dataset file {path}")
+    names = ("observations", "actions", "rewards", "terminals")
     try:
         with h5py.File(path, "r") as file:
-            missing = [k for k in ("observations", "actions", "rewards", "terminals") if k not in file]
+            missing = [k for k in names if getattr(file.get(k), "shape", None) is None]
             missing += [f"attribute {k}" for k in ATTRIBUTES if k not in file.attrs]
             if missing:
                 raise InputError(f"{path} is not a dataset of this project: it lacks {', '.join(missing)}")
             facts = {k: v.item() if isinstance(v, np.generic) else v for k, v in file.attrs.items()}
-            if not all(isinstance(facts[k], str) for k in ATTRIBUTES[:3]):
-                raise InputError(f"{path}: the attributes {', '.join(ATTRIBUTES[:3])} must be strings")
-            if not all(isinstance(facts[k], (int, float)) and np.isfinite(facts[k]) for k in ATTRIBUTES[3:]):
-                raise InputError(f"{path}: the attributes {', '.join(ATTRIBUTES[3:])} must be finite numbers")
+            for k in ATTRIBUTES[:3]:
+                if not isinstance(facts[k], str):
+                    raise InputError(f"{path}: the attribute {k} must be a string")
+            for k in ATTRIBUTES[3:]:
+                if not isinstance(facts[k], (int, float)) or not np.isfinite(facts[k]):
+                    raise InputError(f"{path}: the attribute {k} must be a finite number")
+            if facts["random_score"] == facts["expert_score"]:
+                raise InputError(f"{path}: random_score equals expert_score, so that no score can be normalised")
             if facts["action_kind"] != action_kind:
                 script = SCRIPT_OF_KIND.get(facts["action_kind"])
                 hint = f"; use {script}" if script else ""
                 raise InputError(f"{path} holds {facts['action_kind']} actions, not {action_kind} ones{hint}")
             if facts["env_id"] != env_id:
                 raise InputError(f"{path} is data of {facts['env_id']}, not of {env_id}")
-            arrays = {k: file[k][()] for k in ("observations", "actions", "rewards", "terminals")}
-    except (OSError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+            arrays = {k: np.asarray(file[k]) for k in names}
+    except InputError:
+        raise
+    except Exception as error:  # h5py raises many kinds for damaged files; all mean the same to the user
         reason = " ".join(str(error).split())
         raise InputError(f"cannot read {path} as HDF5 (truncated, damaged or another format): {reason}") from None
     check_arrays(path, arrays, env_id)
@@ -191,6 +206,7 @@ def check_arrays(path: Path, arrays: dict[str, np.ndarray], env_id: str) -> None
         ("observations", "f", "floats"),
         ("actions", "iu", "integers"),
         ("rewards", "f", "floats"),
+        ("terminals", "biu", "booleans"),
     ):
         if arrays[name].dtype.kind not in kinds:
             raise InputError(f"{path}: {name} must be {what}, not {arrays[name].dtype}")
@@ -199,7 +215,10 @@ def check_arrays(path: Path, arrays: dict[str, np.ndarray], env_id: str) -> None
             f"{path}: observations must be [episodes, steps + 1, agents, numbers], got {observations.shape}"
         )
     episodes, horizon, num, obs_dim = np.subtract(observations.shape, (0, 1, 0, 0)).tolist()
-    env = make_env(env_id, 1, num)  # raises where the task cannot have this many agents
+    try:
+        env = make_env(env_id, 1, num)
+    except InputError as error:  # the task cannot have this many agents
+        raise InputError(f"{path}: {error}") from None
     if obs_dim != env.obs_dim:
         raise InputError(f"{path}: {env_id} with {num} agents has {env.obs_dim} observation numbers, not {obs_dim}")
     for name, shape in (
@@ -209,7 +228,9 @@ def check_arrays(path: Path, arrays: dict[str, np.ndarray], env_id: str) -> None
     ):
         if arrays[name].shape != shape:
             raise InputError(f"{path}: {name} must have shape {shape} like the observations, got {arrays[name].shape}")
-    wrong = [(name, ~np.isfinite(arrays[name]), "is not finite") for name in ("observations", "rewards")]
+    with np.errstate(over="ignore"):  # a double may be finite and too large for a float32
+        finite = {k: np.isfinite(arrays[k].astype(np.float32, copy=False)) for k in ("observations", "rewards")}
+    wrong = [(name, ~mask, "is not finite") for name, mask in finite.items()]
     wrong.append(("actions", (actions < 0) | (actions >= NUM_ACTIONS), f"is not in 0..{NUM_ACTIONS - 1}"))
     wrong.append(("terminals", arrays["terminals"].astype(bool), "is True, but these tasks never end early"))
     for name, mask, what in wrong:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import sys
@@ -27,10 +28,22 @@ def parse(args_class, argv=None, default=None, description=None):
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-    text = re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue())
-    lines = (re.sub(r"[^\x20-\x7e]", " ", line).strip(" -") for line in text.splitlines())
-    words = " ".join(line for line in lines if line and "helptext" not in line and "--help" not in line)
-    raise InputError(" ".join(words.split()) or "the command line is wrong; try --help")
+    raise InputError(condense(said.getvalue()) or "the command line is wrong; try --help")
+
+
+def condense(box: str) -> str:
+    """One line from tyro's box: its first paragraph, and the names of the flags that it suggests."""
+    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    sections = [[]]  # the box without Unicode has its title in the first one
+    for line in lines:
+        if re.fullmatch(r"[╭╰].*|[─-]{5,}", line):
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    said, *hints = [section for section in sections[1:] if any(section)] or [[]]
+    said = " ".join(itertools.takewhile(bool, said))
+    near = [line.split()[0] for hint in hints if hint[0].startswith("Perhaps") for line in hint if line[:2] == "--"]
+    return " ".join(f"{said}; did you mean {' or '.join(near)}?".split()) if near else " ".join(said.split())
 
 
 @contextlib.contextmanager
@@ -46,7 +59,8 @@ def atomic(path: Path):
         yield partial
         os.replace(partial, path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+        reason = " ".join((error.strerror or str(error)).split())
+        raise InputError(f"cannot write {path}: {reason}") from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

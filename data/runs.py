@@ -1,6 +1,7 @@
 """Run folders, checkpoints and plots: what a training script needs around the method, and nothing of the method."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,15 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from data.behaviour import greedy, load_policies
-from data.errors import InputError
-from data.files import atomic
+from data.errors import InputError, check_choice
+from data.files import atomic, parse
+
+NETWORKS = ("critic", "actor", "target_critic", "target_actor", "best")
+CHECKPOINT_KEYS = ("args", "round", "generators", "scale", "facts", "history", *NETWORKS)
+SEEDS = ("seed", "data_seed", "eval_seed")
+POSITIVE = ("learning_rate", "gamma", "tau", "max_grad_norm")
+NOT_NEGATIVE = ("cql_alpha", "weight_temperature", "entropy_coef")
+SHARES = ("gamma", "tau")
 
 
 def pick_device(name: str) -> torch.device:
@@ -32,11 +40,6 @@ def numbered(out: str, name: str) -> list[Path]:
     return folders
 
 
-def new_run(out: str, name: str) -> Path:
-    """The folder for a new run, numbered where the name is taken; start_log makes it."""
-    return numbered(out, name)[-1]
-
-
 def newest_run(out: str, name: str) -> Path:
     """The highest-numbered run folder of that name that holds a checkpoint."""
     found = [folder for folder in numbered(out, name) if (folder / "checkpoint.pt").is_file()]
@@ -45,10 +48,60 @@ def newest_run(out: str, name: str) -> Path:
     return found[-1]
 
 
-def save_checkpoint(path: Path, contents: dict) -> None:
-    """Write tensors, numbers, strings, lists and dicts so that load_checkpoint reads them back."""
-    with atomic(path) as partial:
-        torch.save(contents, partial)
+def check_numbers(args: dict) -> None:
+    """Raise InputError for numbers that cannot be meant: counts below 1, rates outside their range, no numbers."""
+    for name, value in args.items():
+        flag, real = f"--{name.replace('_', '-')}", type(value) in (int, float)
+        if real and not math.isfinite(value):
+            raise InputError(f"{flag} must be a finite number, not {value}")
+        if type(value) is int and (value < 0 if name in SEEDS else value < 1):
+            raise InputError(f"{flag} must be at least {0 if name in SEEDS else 1}, not {value}")
+        if real and (
+            (name in POSITIVE and value <= 0) or (name in NOT_NEGATIVE and value < 0) or (name in SHARES and value > 1)
+        ):
+            raise InputError(f"{flag} {value} is out of range")
+
+
+def check_args(args, choices: dict[str, tuple]) -> None:
+    """Raise InputError, in one line, for values that cannot be meant: choices {field: its values}, and numbers."""
+    for name, values in choices.items():
+        check_choice(name.replace("_", "-"), getattr(args, name), values)
+    check_numbers(vars(args))
+
+
+def open_run(args_class, argv, description: str, choices: dict[str, tuple]) -> tuple:
+    """Read the command line; returns the arguments, the run's folder, and the checkpoint (None for a new run).
+
+    With resume or eval_only the arguments are the checkpoint's own, except where flags say otherwise.
+    """
+    args = parse(args_class, argv, description=description)
+    check_args(args, choices)
+    method = f"{args.backup}-{args.penalty}-{args.num_critics}critics"
+    name = args.name or f"{args.env_id}__{Path(args.dataset).stem}__{method}__seed{args.seed}x{args.num_seeds}"
+    if args.resume or args.eval_only:
+        folder, saved, settings = load_checkpoint(args.checkpoint or newest_run(args.out, name), args_class)
+        args = parse(args_class, argv, default=settings)
+        check_args(args, choices)
+        if args.eval_only and len(saved["actor"][0]) != args.num_seeds:
+            raise InputError(f"the checkpoint holds {len(saved['actor'][0])} seeds, not {args.num_seeds}")
+        return args, folder, saved
+    if args.checkpoint:
+        raise InputError("--checkpoint needs --resume or --eval-only")
+    return args, numbered(args.out, name)[-1], None  # start_log makes the folder
+
+
+def save_checkpoint(
+    folder: Path, round_number: int, networks: dict, optimizers: dict, generators: list, rest: dict
+) -> None:
+    """Write folder/checkpoint.pt: all that continues a run bit by bit, and `rest`."""
+    contents = {name: [p.detach() for p in params] for name, params in networks.items()}
+    contents |= {f"{name}_optimizer": optimizer.state_dict() for name, optimizer in optimizers.items()}
+    contents |= dict(round=round_number, generators=[g.get_state() for g in generators], **rest)
+    with atomic(folder / "checkpoint.pt") as partial:
+        try:
+            torch.save(contents, partial)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(str(error)) from None
 
 
 def load_checkpoint(path: str | Path, args_class) -> tuple:
@@ -63,20 +116,32 @@ def load_checkpoint(path: str | Path, args_class) -> tuple:
         raise InputError(f"no checkpoint {path}")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
+        if missing := [key for key in CHECKPOINT_KEYS if key not in saved]:
+            raise KeyError(f"it lacks {', '.join(missing)}")
         return path.parent, saved, args_class(**json.loads(saved["args"]))
     except Exception as error:  # torch raises many kinds for damaged or foreign files; all mean the same to the user
         reason = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no reason given'}"
         raise InputError(f"cannot load checkpoint {path} (damaged or foreign): {reason}") from None
 
 
-def restore(networks: dict, saved: dict) -> None:
-    """Copy saved parameters into {name: list of tensors} in place. Raises InputError where shapes differ."""
+def restore(saved: dict, networks: dict, optimizers: dict, generators: list) -> tuple:
+    """Copy a checkpoint's state into networks {name: list of tensors}, optimizers {name: optimizer} and generators.
+
+    Returns the number of rounds done and their history. Raises InputError where shapes or numbers of seeds differ.
+    """
     for name, params in networks.items():
-        shapes, saved_shapes = ([tuple(p.shape) for p in group] for group in (params, saved.get(name, [])))
+        shapes, saved_shapes = ([tuple(p.shape) for p in group] for group in (params, saved[name]))
         if shapes != saved_shapes:
             raise InputError(f"the checkpoint's {name} has shapes {saved_shapes}, these settings need {shapes}")
         for param, value in zip(params, saved[name], strict=True):
             param.data.copy_(value)
+    for name, optimizer in optimizers.items():
+        rate = optimizer.param_groups[0]["lr"]
+        optimizer.load_state_dict(saved[f"{name}_optimizer"])
+        optimizer.param_groups[0]["lr"] = rate  # a flag given now wins over the checkpoint
+    for generator, state in zip(generators, saved["generators"], strict=True):
+        generator.set_state(state)
+    return saved["round"], saved["history"]
 
 
 def start_log(folder: Path, args: dict, first_round: int, track: bool) -> SummaryWriter:
@@ -103,12 +168,28 @@ def log_report(writer: SummaryWriter, history: dict, round_number: int, report: 
     writer.flush()
 
 
-def save_results(folder: Path, args: dict, summary: dict, returns: np.ndarray, history: dict) -> None:
+def summarise(args, scores: torch.Tensor, history: dict) -> dict:
+    """What a script prints: last scores [S] (normalised), the best evaluation's, and the weights w_k in the end."""
+    return dict(
+        env_id=args.env_id,
+        dataset=args.dataset,
+        backup=args.backup,
+        seeds=list(range(args.seed, args.seed + args.num_seeds)),
+        scores=[round(score, 2) for score in scores.tolist()],
+        score_mean=round(float(scores.mean()), 2),
+        score_std=round(float(scores.std(correction=0)), 2),
+        best_mean=round(float(np.max(history["scores"], axis=0).mean()), 2),
+        k_eff=round(float(np.mean(history["k_eff"][-1])), 4),
+        weights=np.mean(history["weights"][-1], axis=0).round(4).tolist(),
+    )
+
+
+def save_results(folder: Path, args: dict, summary: dict, returns: torch.Tensor, history: dict) -> None:
     """Write returns.npz (final returns [S, episodes], arguments, summary, history) and the plot progress.png."""
     texts = {k: np.array(json.dumps(v)) for k, v in dict(args=args, summary=summary).items()}
     curves = {f"history_{k}": np.asarray(v) for k, v in history.items()}
     with atomic(folder / "returns.npz") as partial:
-        np.savez_compressed(partial, returns=returns, **texts, **curves)
+        np.savez_compressed(partial, returns=returns.cpu().numpy(), **texts, **curves)
     plot_history(folder / "progress.png", history, folder.name)
 
 
@@ -131,7 +212,8 @@ def plot_history(path: Path, history: dict, title: str) -> None:
 
 
 def record_gif(path: Path, policy, env_id: str, num_agents: int, seed: int, episodes: int = 4) -> None:
-    """Film episodes of a team in the `mpe2` worlds. policy: observations [N, O] -> actions [N]."""
+    """Film episodes of a team in the `mpe2` worlds. policy: observations [1, 1, N, O] -> actions [1, 1, N]
+    or, of several seeds' teams, [S, 1, N], of which the first is filmed."""
     from data.parallel_envs import parallel_env  # here, since it loads a drawing library that training does not need
 
     env = parallel_env(env_id, num_agents=num_agents, render_mode="rgb_array")
@@ -141,7 +223,8 @@ def record_gif(path: Path, policy, env_id: str, num_agents: int, seed: int, epis
         obs, _ = env.reset(seed=seed + episode)
         frames.append(env.render())
         while env.agents:
-            actions = policy(torch.from_numpy(np.stack([obs[name] for name in names[:num_agents]]))).tolist()
+            team = np.stack([obs[name] for name in names[:num_agents]])[None, None]
+            actions = policy(torch.from_numpy(team))[0, 0].tolist()
             if prey:
                 actions += prey(torch.from_numpy(obs[names[-1]])[None]).tolist()
             obs, *_ = env.step(dict(zip(names, actions, strict=True)))
