@@ -57,7 +57,7 @@ CQL_ALPHA = {
     "simple_tag": {"random": 0.5, "medium-replay": 0.5, "medium": 0.6, "expert": 2.0},
     "simple_world": {"random": 0.5, "medium-replay": 0.5, "medium": 0.32, "expert": 0.3},
 }
-DEFAULT_SIZES = dict(rounds=1000, batch_size=256, penalty_agents=1)  # minutes on two cores
+DEFAULT_SIZES = dict(rounds=800, batch_size=256, penalty_agents=1)  # minutes on two cores
 CHOICES = dict(env_id=ENV_IDS, backup=("spacql", "icql-qs", "joint", "uniform"), penalty=("cfcql", "macql", "none"))
 
 
@@ -88,7 +88,7 @@ class Args:
     num_seeds: int = 1
     """[S] seeds seed, seed + 1, ... trained at once in one process"""
     rounds: int | None = None
-    """rounds of critic_updates critic steps, one actor step and one target step; default 1000"""
+    """rounds of critic_updates critic steps, one actor step and one target step; default 800"""
     critic_updates: int = 5
     """critic steps per round"""
     batch_size: int | None = None
