@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ def pick_device(name: str) -> torch.device:
     """The device of that name; auto is a GPU if there is one. Raises InputError where it cannot be used."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # the device named meta makes tensors but cannot read them
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from None
     return device
@@ -56,6 +58,8 @@ def check_numbers(args: dict) -> None:
             raise InputError(f"{flag} must be a finite number, not {value}")
         if type(value) is int and (value < 0 if name in SEEDS else value < 1):
             raise InputError(f"{flag} must be at least {0 if name in SEEDS else 1}, not {value}")
+        if type(value) is int and value >= 2**62:  # sums of two still fit into 64 bits
+            raise InputError(f"{flag} {value} is too large")
         if real and (
             (name in POSITIVE and value <= 0) or (name in NOT_NEGATIVE and value < 0) or (name in SHARES and value > 1)
         ):
@@ -82,12 +86,18 @@ def open_run(args_class, argv, description: str, choices: dict[str, tuple]) -> t
         folder, saved, settings = load_checkpoint(args.checkpoint or newest_run(args.out, name), args_class)
         args = parse(args_class, argv, default=settings)
         check_args(args, choices)
+        if args.env_id != settings.env_id:
+            raise InputError(f"the checkpoint is of {settings.env_id}, not of {args.env_id}")
         if args.eval_only and len(saved["actor"][0]) != args.num_seeds:
             raise InputError(f"the checkpoint holds {len(saved['actor'][0])} seeds, not {args.num_seeds}")
         return args, folder, saved
     if args.checkpoint:
         raise InputError("--checkpoint needs --resume or --eval-only")
-    return args, numbered(args.out, name)[-1], None  # start_log makes the folder
+    folder = numbered(args.out, name)[-1]  # start_log makes it
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):  # say so before any work is done
+        raise InputError(f"cannot write {folder}: {parent} is not a folder that can be written to")
+    return args, folder, None
 
 
 def save_checkpoint(
@@ -115,7 +125,9 @@ def load_checkpoint(path: str | Path, args_class) -> tuple:
     if not path.is_file():
         raise InputError(f"no checkpoint {path}")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of pickles that it goes on to refuse
+            saved = torch.load(path, map_location="cpu", weights_only=True)
         if missing := [key for key in CHECKPOINT_KEYS if key not in saved]:
             raise KeyError(f"it lacks {', '.join(missing)}")
         return path.parent, saved, args_class(**json.loads(saved["args"]))
@@ -139,8 +151,12 @@ def restore(saved: dict, networks: dict, optimizers: dict, generators: list) -> 
         rate = optimizer.param_groups[0]["lr"]
         optimizer.load_state_dict(saved[f"{name}_optimizer"])
         optimizer.param_groups[0]["lr"] = rate  # a flag given now wins over the checkpoint
-    for generator, state in zip(generators, saved["generators"], strict=True):
-        generator.set_state(state)
+    try:
+        for generator, state in zip(generators, saved["generators"], strict=True):
+            generator.set_state(state)
+    except RuntimeError:  # each kind of device has its own random numbers
+        device = generators[0].device
+        raise InputError(f"the checkpoint was not made on {device}, where this run is to continue") from None
     return saved["round"], saved["history"]
 
 
@@ -154,7 +170,7 @@ def start_log(folder: Path, args: dict, first_round: int, track: bool) -> Summar
         wandb.init(project="spacql", name=folder.name, config=args, sync_tensorboard=True)
     with atomic(folder / "args.json") as partial:
         partial.write_text(json.dumps(args, indent=2))
-    return SummaryWriter(folder, purge_step=first_round)
+    return SummaryWriter(folder, purge_step=first_round + 1)
 
 
 def log_report(writer: SummaryWriter, history: dict, round_number: int, report: dict) -> None:
