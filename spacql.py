@@ -241,11 +241,9 @@ def counterfactuals(actions, agents):
     given, for the agents [S, B, M] and all A actions, as zeros and ones [S, B, M * A, N * A]."""
     num, device = actions.shape[-1], actions.device
     played = one_hot(actions).unflatten(-1, (1, 1, num, NUM_ACTIONS))
-    changes = torch.eye(num, dtype=torch.bool, device=device)[agents][
-        ..., None, :, None
-    ]  # who changes, [.., M, 1, N, 1]
-    to = torch.eye(NUM_ACTIONS, device=device).view(NUM_ACTIONS, 1, NUM_ACTIONS)  # to what
-    return torch.where(changes, to, played).flatten(-4, -3).flatten(-2)
+    changes = torch.eye(num, dtype=torch.bool, device=device)[agents]  # [S, B, M, N]: who changes
+    to = torch.eye(NUM_ACTIONS, device=device).view(NUM_ACTIONS, 1, NUM_ACTIONS)  # to what, [A, 1, A]
+    return torch.where(changes[..., None, :, None], to, played).flatten(-4, -3).flatten(-2)
 
 
 def candidates(penalty, actions, agents, generators):

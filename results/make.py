@@ -4,8 +4,8 @@
     python -m results.make --dry-run       # only print the commands
     python -m results.make --figures       # only draw the figures and print the table again
 
-Every cell is one command of spacql.py and one seed. A cell that is done is not run again; an interrupted one
-starts anew. results/discrete.csv has a row per cell, results/discrete_curves.csv its score, weights and spread over training.
+Every cell is one command of spacql.py and one seed. A cell that is done is not run again; an interrupted one starts
+anew. results/discrete.csv has a row per cell, results/discrete_curves.csv its score, weights and spread over training.
 """
 
 import csv
