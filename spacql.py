@@ -389,7 +389,6 @@ def train(args, folder, saved, device):
     facts = {k: dataset.facts[k] for k in ("quality", "random_score", "expert_score")} | dict(num_agents=num)
     num_transitions = dataset.actions[:, 1:, 0].numel()  # all but the last step of each episode
     args = fill_in(args, facts["quality"], num)
-    say(f"{args.env_id} {args.dataset}: mean score of the data {normalise(dataset.mean_return, facts):.1f}")
     data, scale = to_device(dataset, device)
 
     # All of a seed's random numbers come from its own generator: trained together or alone, it ends the same.
@@ -401,6 +400,7 @@ def train(args, folder, saved, device):
     make_adam = partial(torch.optim.Adam, lr=args.learning_rate, fused=True)
     adams = {name: make_adam([p.requires_grad_() for p in nets[name]]) for name in ("critic", "actor")}
     first_round, history = runs.restore(saved, nets, adams, generators) if saved else (0, {})
+    say(f"{args.env_id} {args.dataset}: mean score of the data {normalise(dataset.mean_return, facts):.1f}")
 
     env = make_env(args.env_id, args.num_seeds * args.eval_episodes, num, device)
     sizes = torch.tensor(backup_sizes(args.backup, num), device=device)  # [K]
@@ -457,6 +457,8 @@ def train(args, folder, saved, device):
         # ---- now and then: score, diagnose, log, save (the only host syncs)
         if (round_number + 1) % args.eval_every and round_number + 1 < args.rounds:
             continue
+        if not all(p.isfinite().all() for p in critic + actor):
+            raise InputError(f"training diverged by round {round_number + 1}: try a smaller --learning-rate")
         scores = normalise(evaluate(actor, env, scale, args.eval_seed).mean(1), facts)  # [S]
         best = scores > torch.tensor(history["scores"] if history else [[float("-inf")]], device=device).amax(0)
         for kept, param in zip(best_actor, actor, strict=True):

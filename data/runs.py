@@ -4,6 +4,7 @@ import json
 import math
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def open_run(args_class, argv, description: str, choices: dict[str, tuple]) -> t
             raise InputError(f"the checkpoint is of {settings.env_id}, not of {args.env_id}")
         if args.eval_only and len(saved["actor"][0]) != args.num_seeds:
             raise InputError(f"the checkpoint holds {len(saved['actor'][0])} seeds, not {args.num_seeds}")
-        return args, folder, saved
+        return replace(args, checkpoint=None, resume=False), folder, saved  # what is saved are settings alone
     if args.checkpoint:
         raise InputError("--checkpoint needs --resume or --eval-only")
     folder = numbered(args.out, name)[-1]  # start_log makes it

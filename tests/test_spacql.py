@@ -39,7 +39,7 @@ from data.worlds import ENV_IDS, HORIZON, NUM_ACTIONS
 ROOT = Path(__file__).parent.parent
 SMALL = (
     "--dataset-size 5000 --hidden 16 --num-critics 3 --batch-size 32 --rounds 4 --eval-every 2"
-    " --eval-episodes 8 --final-episodes 16"
+    " --eval-episodes 8 --final-episodes 16 --device cpu"
 ).split()
 NAME = "simple_spread__medium__spacql-cfcql-3critics__seed0x"  # followed by the number of seeds
 KEYS = (
@@ -132,7 +132,7 @@ def test_stdout_is_one_line_of_json(data_dir, capfd):
     assert json.loads(line) == summary and list(summary) == KEYS
     assert (summary["env_id"], summary["dataset"], summary["backup"]) == ("simple_spread", "medium", "spacql")
     assert summary["seeds"] == [7, 8] and len(summary["scores"]) == 2 and summary["wall_s"] > 0
-    assert torch.device(summary["device"]) == runs.pick_device("auto")
+    assert summary["device"] == "cpu"
     assert "100%" in said.err and "mean score of the data" in said.err and "warning" not in said.err
 
 
@@ -316,6 +316,27 @@ def test_track_starts_wandb_with_the_settings(run, monkeypatch):
     assert started[0]["config"]["rounds"] == 1 and started[0]["sync_tensorboard"] and len(started) == 1
 
 
+def test_gradients_of_critics_are_clipped(run):
+    """In the first round the critics do not depend on the actors' steps."""
+    for limit in (0.5, 0.01):
+        run(f"--rounds 1 --max-grad-norm {limit} --name {limit}")
+    assert not torch.equal(load("runs/0.5")["critic"][0], load("runs/0.01")["critic"][0])
+
+
+def test_every_update_and_seed_draws_transitions_of_its_own(run, monkeypatch):
+    sample, drawn = spacql.sample_transitions, []
+
+    def spy(data, index):
+        drawn.append(index)
+        return sample(data, index)
+
+    monkeypatch.setattr(spacql, "sample_transitions", spy)
+    run("--num-seeds 2")
+    rows = torch.cat([index for index in drawn if index.shape == (2, 32)])  # others are for the diagnosis
+    assert len(rows) == 2 * 4 * 5 and len(rows.unique(dim=0)) == len(rows)
+    assert 0 <= rows.min() < 200 and 4600 < rows.max() < 4800, "200 episodes of 24 transitions"
+
+
 def collapse(monkeypatch):
     """Let all the weight lie on k = 1."""
     monkeypatch.setattr(
@@ -338,8 +359,8 @@ def test_collapse_on_one_agent_is_told_on_expert_data(quality, collapsed, run, c
 # ------------------------------------------------------------------------------------ seeds trained side by side
 
 # Products of stacked matrices may be summed in another order for another number of seeds, and Adam's first steps pass
-# on such rounding at full size where a gradient is near 0. The measured difference after 4 rounds is 0; another seed's
-# networks differ by about 0.1.
+# on such rounding at full size where a gradient is near 0. Measured after 4 rounds: at most 1e-6; the networks of two
+# seeds differ by more than 0.1.
 TOLERANCE = 2e-3
 
 
@@ -389,7 +410,6 @@ MOMENTS = {  # what dies, at which call, after its work; an evaluation and a che
     "after the first checkpoint": (runs, "save_checkpoint", 1, True),
     "after the third checkpoint": (runs, "save_checkpoint", 3, True),
     "after the last checkpoint": (runs, "save_checkpoint", 4, True),
-    "while the fourth is written": (torch, "save", 4, False),
     "in an evaluation": (spacql, "evaluate", 3, False),
     "in a critic update": (spacql, "critic_loss", 13, False),
     "in an actor update": (spacql, "actor_loss", 6, True),
@@ -411,6 +431,25 @@ def test_run_resumes_bit_by_bit(moment, run, whole):
     assert summary["best_mean"] == round(max(whole["history"]["scores"])[0], 2)
     assert [step for step, _ in points(folder, "train/scores")] == [2, 4, 6, 8], "no point is lost or shown twice"
     assert (folder / "returns.npz").exists() and (folder / "progress.png").exists()
+
+
+def test_full_disk_leaves_the_last_checkpoint(run, whole, monkeypatch):
+    """The third checkpoint breaks off half-written; the second is still there, whole, and the run resumes from it."""
+    save, calls = torch.save, []
+
+    def breaking(contents, path):
+        calls.append(path)
+        save(contents, path)
+        if len(calls) == 3:
+            os.truncate(path, Path(path).stat().st_size // 2)
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", breaking)
+    with pytest.raises(InputError, match=r"cannot write runs.*checkpoint\.pt: No space left on device"):
+        run("--rounds 8")
+    assert load(f"runs/{NAME}1")["round"] == 4 and not list(Path("runs").rglob("*.partial*"))
+    run("--rounds 8 --resume")
+    assert differences(load(f"runs/{NAME}1"), whole) == []
 
 
 @pytest.mark.parametrize(
@@ -487,7 +526,7 @@ def test_resumed_run_keeps_its_settings_and_takes_new_ones(finished):
     spacql.main("--resume --checkpoint copy --rounds 6 --learning-rate 0.5".split())
     old, new = (json.loads(load(folder)["args"]) for folder in (finished[0], "copy"))
     changed = {k for k in old if old[k] != new[k]}
-    assert {"rounds", "learning_rate"} <= changed <= {"rounds", "learning_rate", "checkpoint", "resume"}
+    assert changed == {"rounds", "learning_rate"}, "not how the run was resumed"
     assert load("copy")["history"]["round"] == [2, 4, 6]
     assert {group["lr"] for k in ("critic", "actor") for group in load("copy")[f"{k}_optimizer"]["param_groups"]} == {
         0.5
@@ -552,13 +591,14 @@ def test_video_is_a_film(env_id, run):
 
 # -------------------------------------------------------------------------------------------------- it learns
 
-# Three critics on 50,000 medium transitions, 200 rounds. Measured over 12 seeds: 78 to 91 (untrained -10 to 0, data
+# Three critics on 50,000 medium transitions, 200 rounds. Measured over 12 seeds: 82 to 94 (untrained -10 to 0, data
 # 43); the mean of two must pass BAR. With a target of noise, all is left to the penalty and the actors clone the data
-# (48 to 58).
-BAR = 68
+# (52 to 60).
+BAR = 72
 LEARN = (
     "--dataset medium --dataset-size 50000 --num-critics 3 --batch-size 64 --hidden 32 --learning-rate 0.01"
-    " --cql-alpha 5 --entropy-coef 0.5 --tau 0.03 --rounds 200 --eval-every 200 --eval-episodes 20 --final-episodes 200 --num-seeds 2"
+    " --cql-alpha 5 --entropy-coef 0.5 --tau 0.03 --rounds 200"
+    " --eval-every 200 --eval-episodes 20 --final-episodes 200 --num-seeds 2"
 )
 
 
@@ -580,7 +620,7 @@ BROKEN = {
 def test_a_mistake_does_not_pass_as_learning(mistake, run, monkeypatch):
     name, broken = BROKEN[mistake]
     monkeypatch.setattr(spacql, name, broken)
-    assert run(LEARN)["score_mean"] < BAR - 8
+    assert run(LEARN)["score_mean"] < BAR - 6
 
 
 # ----------------------------------------------------------------------------------------------------- data files
@@ -644,10 +684,10 @@ BAD_FLAGS = {
     " did you mean 'medium'?",
     "--dataset none.h5": "no dataset file none.h5",
     "--backup icql": "unknown backup 'icql' (choose from spacql, icql-qs, joint, uniform); did you mean 'icql-qs'?",
-    "--penalty cql": "unknown penalty 'cql' (choose from cfcql, macql, none); did you mean 'cfcql'?",
+    "--penalty cfcq": "unknown penalty 'cfcq' (choose from cfcql, macql, none); did you mean 'cfcql'?",
     "--num-critic 3": "Unrecognized options: --num-critic, 3; did you mean --num-critics",
     "--gamma high": "could not convert string to float: 'high'",
-    "--rounds 1.5": "invalid literal for int() with base 10: '1.5'",
+    "--rounds 1.5": "Error parsing --rounds: ",
     "--rounds 0": "--rounds must be at least 1, not 0",
     "--batch-size -1": "--batch-size must be at least 1, not -1",
     "--num-critics 0": "--num-critics must be at least 1, not 0",
@@ -676,7 +716,6 @@ BAD_FLAGS = {
     "--eval-only --checkpoint .": "no checkpoint checkpoint.pt",
     "--out file": "cannot write file/",
     "--out file/below/it": "cannot write file/below/it",
-    "--name ../file/below": "cannot write runs/../file/below",
     "--data-dir file": "cannot write file/simple_spread",
 }
 
