@@ -6,28 +6,29 @@ Reference: Jin and Montana, "Partial Action Replacement: Tackling Distribution S
     python spacql.py --env-id simple_spread --dataset medium
 
 The method, and the function that computes each equation (numbers as in the README):
-    (1)  a'^(k): k random agents of the logged next joint action a' act by their policy   partial_replacement
-    (2)  T^(k) Q(s, a) = E[r + gamma Q(s', a'^(k))],  T^SP = sum_k w_k T^(k)              spacql_target
-    (3)  u_k(s') = std_j Q_j(s', a'^(k)),  w_k = u_k^-1 / sum_m u_m^-1                    uncertainty and
-                                                                                          replacement_weights
-    (4)  Y = r + gamma sum_k w_k min_j Qtarget_j(s', a'^(k))                              spacql_target
-    (5)  (Q - Y)^2 + alpha (sum_i lambda_i logsumexp_{a_i} Q(s, a_i, a_-i) - Q(s, a))     critic_loss, cql_penalty
-    (6)  agent i ascends Q(s, pi_i(o_i), a_-i), the others as logged                      actor_loss
+    (1)  a'^(k): k random agents of the logged next joint action a' act by policy    partial_replacement
+    (2)  T^(k) Q(s, a) = E[r + gamma Q(s', a'^(k))],  T^SP = sum_k w_k T^(k)         spacql_target
+    (3)  u_k(s') = std_j Q_j(s', a'^(k)),  w_k = u_k^-1 / sum_m u_m^-1               uncertainty, replacement_weights
+    (4)  Y = r + gamma sum_k w_k min_j Qtarget_j(s', a'^(k))                         spacql_target
+    (5)  (Q - Y)^2 + alpha (sum_i lambda_i logsumexp_a Q(s, a, a_-i) - Q(s, a))      critic_loss, cql_penalty
+    (6)  agent i ascends Q(s, pi_i(o_i), a_-i), the others as logged                 actor_loss
 
 Array letters: S seeds trained side by side, E critics (ensemble members), B batch, K replacement sizes, N agents,
-A actions, O observation numbers of an agent, D = N * O state numbers, H hidden units. A joint action is a row of N * A
-zeros and ones. Networks are stacked tensors: critics [S, E, in, out], actors [S, N, in, out].
+A actions, O observation numbers of an agent, D = N * O state numbers, H hidden units, U updates in a round, M agents in
+the penalty, R joint actions per state. A joint action is a row of N * A zeros and ones. Networks are stacked tensors:
+critics [S, E, in, out], actors [S, N, in, out]. Python loops over seeds only to draw random numbers.
 
-Deviations and readings of our own (paper.md leaves room, or the original is for continuous actions):
-  * softmax actors with an entropy bonus (they saturate without it); the expectation over a_i ~ pi_i in (6) is exact,
-    and so is the log-sum-exp over the A actions in (5); lambda_i = 1/N;
-  * the penalty's mean over agents is estimated from one random agent per transition (--penalty-agents), a third of
-    the work for the same expectation; macql's joint actions are as many uniform draws;
+Deviations and readings of our own (the paper leaves room, or the original is for continuous actions):
+  * softmax actors with an entropy bonus (they saturate without it; the targets carry none), greedy when scored; the
+    expectation over a_i ~ pi_i in (6) is exact, and so is the log-sum-exp over the A actions in (5); lambda_i = 1/N;
+  * the penalty's mean over agents is estimated from one random agent per transition (--penalty-agents): the same
+    expected gradient, before clipping, for a third of the work. macql's log-sum-exp is over N * A uniform draws;
   * one reward for the team, the mean over agents, minus its mean over the dataset: without terminal states that
-    shifts every Q by the same constant and changes nothing but how fast it is learnt (a lot);
+    shifts the fixed point by a constant, which changes no policy, weight or penalty, and Q gets there sooner;
   * actors ascend the mean of the ensemble's online members, once per round, on the round's last transitions;
   * inputs are standardised once by the dataset's mean and deviation instead of by batch-norm at every call;
-  * the last step of an episode has no logged next action: it is never the transition of a TD target.
+  * learning rates and the default size are ours (TASKS, DEFAULT_SIZES); --paper-size has CFCQL's. The last step of an
+    episode has no logged next action and is not sampled at all.
 """
 
 import json
@@ -46,11 +47,11 @@ from data.errors import InputError
 from data.files import run_script, say
 from data.worlds import ENV_IDS, NUM_ACTIONS
 
-# Values that depend on the task (CFCQL's, which the paper keeps); CQL_ALPHA is alpha in (5).
+# Values that depend on the task. The paper_* ones and CQL_ALPHA, alpha in (5), are CFCQL's, which the paper keeps.
 TASKS = {
-    "simple_spread": dict(learning_rate=0.003, entropy_coef=0.5, paper_rounds=2000),
-    "simple_tag": dict(learning_rate=0.003, entropy_coef=0.1, paper_rounds=2000),
-    "simple_world": dict(learning_rate=0.003, entropy_coef=0.1, paper_rounds=5000),
+    "simple_spread": dict(learning_rate=0.003, entropy_coef=0.5, paper_learning_rate=0.01, paper_rounds=2000),
+    "simple_tag": dict(learning_rate=0.003, entropy_coef=0.1, paper_learning_rate=0.001, paper_rounds=2000),
+    "simple_world": dict(learning_rate=0.003, entropy_coef=0.1, paper_learning_rate=0.001, paper_rounds=5000),
 }
 CQL_ALPHA = {
     "simple_spread": {"random": 0.5, "medium-replay": 1.0, "medium": 5.0, "expert": 2.5},
@@ -76,7 +77,7 @@ class Args:
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
     penalty_agents: int | None = None
-    """agents drawn per transition for the cfcql penalty, an unbiased estimate of its mean over agents; default 1"""
+    """[M] agents drawn per transition for the cfcql penalty, an estimate of its mean over agents; default 1"""
     cql_alpha: float | None = None
     """[alpha] weight of the penalty; default by task and quality from CQL_ALPHA"""
     weight_temperature: float = 1.0
@@ -94,7 +95,7 @@ class Args:
     batch_size: int | None = None
     """[B] transitions per step; default 256"""
     paper_size: bool = False
-    """the paper's full size: batch 1024, 2000 rounds (5000 in simple_world), the penalty over all agents"""
+    """the paper's full size: batch 1024, 2000 or 5000 rounds, its learning rate, the penalty over all agents"""
     learning_rate: float | None = None
     """Adam's, critics and actors; default by task from TASKS"""
     gamma: float = 0.95
@@ -210,8 +211,7 @@ def init_networks(generators, count, sizes):
 def actor_logits(actor, obs):
     """Logits [S, B, N, A] of the stacked actors on observations [S, B, N, O]: each agent sees only its own."""
     w1, b1, w2, b2, w3, b3 = actor
-    x = obs.transpose(1, 2)  # [S, N, B, O]
-    x = (x @ w1 + b1).relu()
+    x = (obs.transpose(1, 2) @ w1 + b1).relu()  # [S, N, B, H]
     x = (x @ w2 + b2).relu()
     return (x @ w3 + b3).transpose(1, 2)
 
@@ -248,10 +248,10 @@ def counterfactuals(actions, agents):
 
 def candidates(penalty, actions, agents, generators):
     """The penalty's joint actions for actions [S, B, N], as zeros and ones [S, B, R, N * A]: for cfcql the R = M * A
-    changes of the agents [S, B, M]; for macql as many joint actions, uniformly drawn; for none R = 0."""
+    changes of the agents [S, B, M]; for macql R = N * A joint actions, uniformly drawn; for none R = 0."""
     if penalty == "cfcql":
         return counterfactuals(actions, agents)
-    shape = (actions.shape[1], agents.shape[-1] * NUM_ACTIONS if penalty == "macql" else 0, actions.shape[-1])
+    shape = (actions.shape[1], actions.shape[2] * NUM_ACTIONS if penalty == "macql" else 0, actions.shape[2])
     return one_hot(per_seed(torch.randint, generators, NUM_ACTIONS, shape))
 
 
@@ -285,8 +285,7 @@ def backup_weights(backup, q_online, temperature):
 
 def to_device(dataset, device):
     """The dataset on the device, as rows: states [E (T + 1), D] standardised, actions [E T, N], team rewards [E T]
-    centred. Also the scale (mean, deviation), [N, O] each, of the observations; what is constant gets deviation 1.
-    """
+    centred. Also the scale (mean, deviation), [N, O] each, of the observations; what is constant gets deviation 1."""
     std, mean = torch.std_mean(dataset.observations, dim=(0, 1), correction=0)
     mean, std = mean.to(device), torch.where(std < 1e-6, 1.0, std).to(device)
     return dict(
@@ -306,7 +305,7 @@ def sample_transitions(data, index):
 
 
 def per_seed(draw, generators, *args):
-    """Random tensors stacked over seeds, each seed from its own generator: training together changes nothing."""
+    """Random tensors stacked over seeds, each from its own generator, so that seeds do not notice each other."""
     return torch.stack([draw(*args, generator=g, device=g.device) for g in generators])
 
 
@@ -329,7 +328,7 @@ def evaluate(actor, env, scale, seed):
 
 @torch.no_grad()
 def diagnose(nets, data, index, noise, backup, temperature):
-    """What to watch, per seed, on fixed transitions: w_k and u_k [S, N], k_eff, Q on and off the data, entropy [S]."""
+    """What to watch on fixed transitions: w_k, u_k [S, N]; k_eff, entropy, Q on data and on uniform actions [S]."""
     state, actions, _, next_state, next_actions = sample_transitions(data, index)
     num, used = actions.shape[-1], [k - 1 for k in backup_sizes(backup, actions.shape[-1])]
     sizes = torch.arange(1, num + 1, device=state.device)
@@ -352,7 +351,8 @@ def diagnose(nets, data, index, noise, backup, temperature):
 def fill_in(args: Args, quality: str, num_agents: int):
     """The arguments with every None that has a default by task, quality or size replaced by it."""
     task = TASKS[args.env_id] | dict(cql_alpha=CQL_ALPHA[args.env_id].get(quality))
-    task |= dict(rounds=task["paper_rounds"], batch_size=1024, penalty_agents=10) if args.paper_size else DEFAULT_SIZES
+    paper = {name.removeprefix("paper_"): value for name, value in task.items() if name.startswith("paper_")}
+    task |= paper | dict(batch_size=1024, penalty_agents=num_agents) if args.paper_size else DEFAULT_SIZES
     args = replace(args, **{k: v for k, v in task.items() if getattr(args, k, 0) is None})
     if args.cql_alpha is None:
         raise InputError(f"no default alpha for data of quality '{quality}': give --cql-alpha")
@@ -391,7 +391,7 @@ def train(args, folder, saved, device):
     args = fill_in(args, facts["quality"], num)
     data, scale = to_device(dataset, device)
 
-    # All of a seed's random numbers come from its own generator: trained together or alone, it ends the same.
+    # A seed draws from its own generator only: trained together or alone, it ends the same, to rounding.
     generators = [torch.Generator(device).manual_seed(args.seed + i) for i in range(args.num_seeds)]
     critic = init_networks(generators, args.num_critics, (num * (obs_dim + NUM_ACTIONS), args.hidden, args.hidden, 1))
     actor = init_networks(generators, num, (obs_dim, args.hidden, args.hidden, NUM_ACTIONS))

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import worlds
+from data import behaviour, worlds
 from data.behaviour import POLICY_DIR, greedy, load_policies, policy_file, rollout
 from data.errors import InputError, check_choice
 from data.files import atomic
@@ -84,8 +84,9 @@ def load_dataset(
         raise InputError(f"dataset size {size} is less than one episode of {HORIZON} transitions")
     if seed < 0:
         raise InputError(f"dataset seed {seed} is negative")
-    sources = [policy_file(env_id, POLICY_DIR), Path(worlds.__file__)]  # other policies or worlds: another file
+    sources = [policy_file(env_id, POLICY_DIR), *map(Path, (worlds.__file__, behaviour.__file__, __file__))]
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
+    # Other policies or other code that simulates: another file name.
     path = Path(folder) / f"{env_id}-discrete-{dataset}-{size}-seed{seed}-{digest}.h5"
     if not path.exists():
         simulate(path, env_id, dataset, size, seed)
@@ -131,9 +132,9 @@ def simulate(path: Path, env_id: str, quality: str, size: int, seed: int) -> Non
     ):
         for chunk, (player, count) in enumerate(chunks):
             chunk_seed = int(np.random.SeedSequence([seed, chunk]).generate_state(1)[0])
-            worlds = make_env(env_id, count, seed=chunk_seed)
+            env = make_env(env_id, count, seed=chunk_seed)
             actor = None if player is None else policies.iterates[player]
-            arrays = rollout(worlds, actor, torch.Generator().manual_seed(chunk_seed + 1))
+            arrays = rollout(env, actor, torch.Generator().manual_seed(chunk_seed + 1))
             rows = slice(bar.n, bar.n + count)
             for name, array in zip(("observations", "actions", "rewards"), arrays, strict=True):
                 file[name][rows] = array.numpy()

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from data.behaviour import greedy, load_policies
+from data.datasets import QUALITIES
 from data.errors import InputError, check_choice
 from data.files import atomic, parse
 
@@ -81,14 +82,22 @@ def open_run(args_class, argv, description: str, choices: dict[str, tuple]) -> t
     """
     args = parse(args_class, argv, description=description)
     check_args(args, choices)
+    if args.track:
+        try:
+            import wandb  # noqa: F401 (only to find out whether start_log can)
+        except ImportError:
+            raise InputError("--track needs the wandb package: pip install wandb") from None
     method = f"{args.backup}-{args.penalty}-{args.num_critics}critics"
     name = args.name or f"{args.env_id}__{Path(args.dataset).stem}__{method}__seed{args.seed}x{args.num_seeds}"
     if args.resume or args.eval_only:
         folder, saved, settings = load_checkpoint(args.checkpoint or newest_run(args.out, name), args_class)
         args = parse(args_class, argv, default=settings)
         check_args(args, choices)
-        if args.env_id != settings.env_id:
-            raise InputError(f"the checkpoint is of {settings.env_id}, not of {args.env_id}")
+        for key in ("env_id", "paper_size") + (("dataset",) if args.dataset in QUALITIES else ()):
+            if getattr(args, key) != getattr(settings, key):  # other defaults would be meant than the run was made with
+                raise InputError(f"the checkpoint has {key} {getattr(settings, key)}, not {getattr(args, key)}")
+        if args.resume and args.rounds and args.rounds < saved["round"]:
+            raise InputError(f"the checkpoint has done {saved['round']} rounds already, more than {args.rounds}")
         if args.eval_only and len(saved["actor"][0]) != args.num_seeds:
             raise InputError(f"the checkpoint holds {len(saved['actor'][0])} seeds, not {args.num_seeds}")
         return replace(args, checkpoint=None, resume=False), folder, saved  # what is saved are settings alone
@@ -164,10 +173,8 @@ def restore(saved: dict, networks: dict, optimizers: dict, generators: list) -> 
 def start_log(folder: Path, args: dict, first_round: int, track: bool) -> SummaryWriter:
     """Write the arguments and open TensorBoard's log; on resume, what is newer than the checkpoint is dropped."""
     if track:
-        try:
-            import wandb
-        except ImportError:
-            raise InputError("--track needs the wandb package: pip install wandb") from None
+        import wandb
+
         wandb.init(project="spacql", name=folder.name, config=args, sync_tensorboard=True)
     with atomic(folder / "args.json") as partial:
         partial.write_text(json.dumps(args, indent=2))

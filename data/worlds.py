@@ -168,11 +168,7 @@ class Worlds:
 
     def advance(self, actions):
         """Move all bodies by `actions`, [W, P] integers or [W, P, 2] forces; returns rewards [W, P]."""
-        expected = (self.num_worlds, self.num_bodies) + ((2,) if self.action_kind == "continuous" else ())
-        if tuple(actions.shape) != expected or actions.is_floating_point() != (self.action_kind == "continuous"):
-            raise InputError(
-                f"{self.action_kind} actions must have shape {expected}, got {actions.dtype} {tuple(actions.shape)}"
-            )
+        self._check_actions(actions, self.num_bodies)
         push = self.force_of_action[actions] if self.action_kind == "discrete" else actions.to(self.dtype)
         force = push * self.gain[:, None] + self._contact_forces()
         velocity = self.velocity * (1 - DAMPING) + force * DT

@@ -78,7 +78,7 @@ def name_of(cell: dict) -> str:
 def command(cell: dict) -> str:
     """The command line of a cell."""
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in cell.items())
-    return f"python spacql.py {flags} --out runs/results --name {name_of(cell)}"
+    return f"OMP_NUM_THREADS=1 python spacql.py {flags} --out runs/results --name {name_of(cell)}"
 
 
 def read(path: Path) -> list[dict]:
@@ -100,11 +100,11 @@ def write(path: Path, rows: list[dict]) -> None:
 def run(cell: dict) -> tuple[dict, list[dict]]:
     """Run a cell; returns its row of the table and its rows of the curves."""
     line = command(cell)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | KEEP_MEMORY
     folder = Path("runs/results") / name_of(cell)
     shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run left
-    done = subprocess.run([sys.executable, *shlex.split(line)[1:]], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, *shlex.split(line)[2:]], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{line} failed: {done.stderr.strip().splitlines()[-1]}")
     summary = json.loads(done.stdout.splitlines()[-1])
@@ -175,8 +175,8 @@ def main() -> None:
     def finish(cell):
         row, curves = run(cell)
         with bar.get_lock():  # one writer at a time
-            write(TABLE, read(TABLE) + [row])
             write(CURVES, read(CURVES) + curves)
+            write(TABLE, read(TABLE) + [row])  # last: what it holds is done
         tqdm.write(f"{row['command']}: {row['score']:.1f} ({row['wall_s']:.0f} s)", file=sys.stderr)
         bar.update()
 

@@ -274,7 +274,8 @@ def test_tables_have_every_task_and_quality():
     assert set(spacql.TASKS) == set(spacql.CQL_ALPHA) == set(ENV_IDS)
     assert all(set(table) == set(QUALITIES) and min(table.values()) > 0 for table in spacql.CQL_ALPHA.values())
     assert all(min(values.values()) > 0 for values in spacql.TASKS.values())
-    assert all(set(values) == {"learning_rate", "entropy_coef", "paper_rounds"} for values in spacql.TASKS.values())
+    names = {"learning_rate", "entropy_coef", "paper_learning_rate", "paper_rounds"}
+    assert all(set(values) == names for values in spacql.TASKS.values())
 
 
 def test_flags_win_over_tables_and_sizes():
@@ -284,7 +285,7 @@ def test_flags_win_over_tables_and_sizes():
     task = {name: spacql.TASKS["simple_world"][name] for name in ("learning_rate", "entropy_coef")}
     task |= dict(cql_alpha=spacql.CQL_ALPHA["simple_world"]["expert"])
     assert fill_in(world()) == world(**task, **spacql.DEFAULT_SIZES)
-    assert fill_in(world(paper_size=True)) == world(paper_size=True, **task, **sizes)
+    assert fill_in(world(paper_size=True)) == world(paper_size=True, **task | sizes | dict(learning_rate=0.001))
     chosen = dict(learning_rate=0.5, entropy_coef=0.0, cql_alpha=0.0, rounds=7, batch_size=9, penalty_agents=2)
     assert fill_in(world(**chosen)) == world(**chosen)
     assert fill_in(world(paper_size=True, **chosen)) == world(paper_size=True, **chosen)
@@ -813,8 +814,11 @@ MISFITS = {
     "--resume --hidden 32": "the checkpoint's critic has shapes",
     "--resume --num-critics 4": "the checkpoint's critic has shapes",
     "--resume --num-seeds 3": "the checkpoint's critic has shapes",
-    "--resume --env-id simple_tag": "the checkpoint is of simple_spread, not of simple_tag",
-    "--eval-only --env-id simple_tag": "the checkpoint is of simple_spread, not of simple_tag",
+    "--resume --env-id simple_tag": "the checkpoint has env_id simple_spread, not simple_tag",
+    "--resume --paper-size": "the checkpoint has paper_size False, not True",
+    "--resume --dataset expert": "the checkpoint has dataset medium, not expert",
+    "--resume --rounds 1": "the checkpoint has done 4 rounds already, more than 1",
+    "--eval-only --env-id simple_tag": "the checkpoint has env_id simple_spread, not simple_tag",
     "--eval-only --num-seeds 3": "the checkpoint holds 2 seeds, not 3",
 }
 
