@@ -134,7 +134,8 @@ def markdown() -> str:
     lines = [f"| task | data | rounds | {' | '.join(METHODS)} |", "| --- " * (len(METHODS) + 3) + "|"]
     for (env_id, quality, rounds), by_method in scores.items():
         values = [by_method.get(method) for method in METHODS]
-        texts = [f"{np.mean(v):.1f} ± {np.std(v):.1f}" if v else "" for v in values]
+        spread = [f" ± {np.std(v):.1f}" if v and len(v) > 1 else "" for v in values]
+        texts = [f"{np.mean(v):.1f}{plus}" if v else "" for v, plus in zip(values, spread, strict=True)]
         lines.append(f"| {env_id} | {quality} | {rounds} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
