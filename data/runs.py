@@ -4,7 +4,7 @@ import json
 import math
 import os
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +124,23 @@ def save_checkpoint(
             raise OSError(str(error)) from None
 
 
+def check_contents(saved: dict) -> None:
+    """Raise KeyError or TypeError unless a checkpoint holds what the scripts read from it."""
+    if missing := [key for key in CHECKPOINT_KEYS if key not in saved]:
+        raise KeyError(f"it lacks {', '.join(missing)}")
+    for key in (*NETWORKS, "scale", "generators"):
+        if not (isinstance(saved[key], list) and saved[key] and all(map(torch.is_tensor, saved[key]))):
+            raise TypeError(f"its {key} is not a list of tensors")
+    for key, names, kind in (
+        ("facts", ("num_agents", "random_score", "expert_score"), (int, float)),
+        ("history", ("round", "scores", "weights", "k_eff"), list),
+    ):
+        if not all(isinstance(saved[key].get(name), kind) and saved[key][name] != [] for name in names):
+            raise TypeError(f"its {key} is incomplete")
+    if type(saved["round"]) is not int:
+        raise TypeError("its round is not a number")
+
+
 def load_checkpoint(path: str | Path, args_class) -> tuple:
     """Read a checkpoint file (or checkpoint.pt in a folder) without executing anything in it.
 
@@ -138,9 +155,13 @@ def load_checkpoint(path: str | Path, args_class) -> tuple:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickles that it goes on to refuse
             saved = torch.load(path, map_location="cpu", weights_only=True)
-        if missing := [key for key in CHECKPOINT_KEYS if key not in saved]:
-            raise KeyError(f"it lacks {', '.join(missing)}")
-        return path.parent, saved, args_class(**json.loads(saved["args"]))
+        check_contents(saved)
+        settings = args_class(**json.loads(saved["args"]))
+        for field in fields(settings):
+            value = getattr(settings, field.name)
+            if not isinstance(float(value) if field.type is float else value, field.type):
+                raise TypeError(f"its argument {field.name} is {value!r}")
+        return path.parent, saved, settings
     except Exception as error:  # torch raises many kinds for damaged or foreign files; all mean the same to the user
         reason = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no reason given'}"
         raise InputError(f"cannot load checkpoint {path} (damaged or foreign): {reason}") from None

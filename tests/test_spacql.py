@@ -782,6 +782,13 @@ BAD_CHECKPOINTS = {
     "arguments that are no JSON": changed(args="{"),
     "arguments that are a list": changed(args="[1, 2]"),
     "arguments out of range": changed_args(gamma=2.0),
+    "arguments of another type": changed_args(rounds="x"),
+    "a rate that is no number": changed_args(gamma="fast"),
+    "networks that are no tensors": changed(actor=[1, 2, 3, 4, 5, 6]),
+    "no networks": changed(actor=[]),
+    "no facts": changed(facts={}),
+    "no history": changed(history={}),
+    "a round that is no number": changed(round="many"),
     "an unknown task": changed_args(env_id="chess"),
 }
 
