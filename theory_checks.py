@@ -1,0 +1,600 @@
+"""Every claim of the paper's theory, checked by numbers that can fail.
+
+Reference: Jin and Montana, "Partial Action Replacement: Tackling Distribution Shift in Offline MARL", AAAI 2026
+(arXiv 2511.07629). The maths of the method comes from spacql.py, the very functions that train.
+
+    python theory_checks.py                                     # all claims, a minute or two
+    python theory_checks.py --only lemma1,theorem3 --agents 8 --instances 200 --seed 0 --out results/theory
+
+A claim is one function: its docstring defines, states and proves it; it returns rows of a table. A row has value and
+bound of everything tried, hence slack (bound - value), tightness (value / bound) and a verdict: "holds"; "holds with a
+condition", which the row names; "fails", a published wording with its counterexample (other rows have what does hold);
+"measured", where finite datasets are drawn or no theorem is at stake. All else is exact in float64: linear solves and
+sums over all joint actions. The exit status is 1 if a verdict is not the expected one.
+
+Conventions: rewards in [-1, 1], so values lie within 1/(1-g) (g is gamma); V is the unnormalised discounted value from
+the start distribution; TV is half the L1 distance and TV_i = max_s TV(pi_i(.|s), mu_i(.|s)), mu_i a marginal of mu;
+occupancies are normalised, d = (1-g) sum_t g^t Pr(s_t); the ground metric is 0-1, so W1 is TV. For a set S of agents,
+(pi_S, mu_-S) means pi_i for i in S, and the other agents' joint marginal of mu.
+
+Array letters: I Dec-MDPs side by side, S states, N agents, A actions of an agent, J = A^N joint actions, K replacement
+sizes 1..N, E ensemble members. The Dec-MDPs and their exact values are in data/dec_mdps.py, tabular learning from
+finite datasets in data/tabular.py, verdicts and figures in data/verdicts.py.
+"""
+
+import math
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import spacql
+from data import dec_mdps, tabular, verdicts
+from data.dec_mdps import distributions, exact, product, subsets, tv, uniform
+from data.errors import InputError, check_choice
+from data.files import parse, run_script
+from data.verdicts import CONDITION, FAILS, MEASURED, check, listed
+
+
+@dataclass(frozen=True)
+class Args:
+    """Check the theory's claims; a table on stdout, the same as JSON and figures under --out."""
+
+    out: str = "runs/theory"
+    """folder for theory.json and the figures (PNG and PDF)"""
+    only: str = "all"
+    """claims to check, separated by commas"""
+    agents: int = 10
+    """the largest team, in lemma1's figure and sweeps over n; 2 to 12"""
+    instances: int = 200
+    """random Dec-MDPs per claim"""
+    seed: int = 0
+    """seed of everything that is random"""
+
+
+# ------------------------------------------------------------------------- operators, norms and bounds
+
+
+def backup(world, mixtures, weights, q):
+    """T^SP, equations (2) and (4), exactly: ensemble q [I, E, S, J], weights [I, S, K] -> [I, S, J]."""
+    values = torch.einsum("iksj,isj->isk", mixtures, q.amin(1))
+    zeros, unit = torch.zeros_like(world.start), torch.ones(())
+    return world.action_values(spacql.spacql_target(zeros, values.unsqueeze(1), weights, unit))
+
+
+def adaptive_weights(mixtures, q, floor=0.0):
+    """Equation (3) at every state: w [I, S, K] from the mean spread of q [I, E, S, J] over the k-replaced queries."""
+    u = torch.einsum("iksj,isj->isk", mixtures, spacql.uncertainty(q))
+    return spacql.replacement_weights(u.clamp(min=floor))
+
+
+def sup(x):
+    """Sup norm per instance, [I]."""
+    return x.abs().flatten(1).amax(1)
+
+
+def occupancy_bound(gamma, distance):
+    """Lemma 1: the most that state occupancies can differ when the actions' TV is `distance` (summed over agents)."""
+    return gamma / (1 - gamma) * distance
+
+
+def value_bound(gamma, distance):
+    """Theorems 1 to 3: the most that actions at TV `distance` from the data add to the error of Vhat."""
+    return 4 * gamma / (1 - gamma) ** 2 * distance
+
+
+def bias_bound(gamma, distance):
+    """The most that the values of two policies at TV `distance` differ."""
+    return 2 / (1 - gamma) ** 2 * distance
+
+
+def vacuous_note(what, largest):
+    """For which share of [0, largest] value_bound exceeds 2/(1-g), the largest error of a Qhat within 1/(1-g)."""
+    shares = [1 - (1 - g) / (2 * g) / largest for g in (0.5, 0.9, 0.95, 0.99)]
+    return f"above the largest possible error for {listed(shares, '.1%')} of {what}, at g = 0.5, 0.9, 0.95, 0.99."
+
+
+# ---------------------------------------------------------------------------------------------- claims
+
+
+def contraction(sweep):
+    """Claim 1: |T Q - T Q'| <= g |Q - Q'| in the sup norm for each T^(k), for T^SP with any weights w(s') on the
+    simplex that do not depend on Q, and for their ensemble version with min_j inside (sup norm over members too).
+
+    Proof: |min_j Q_j - min_j Q'_j| <= max_j |Q_j - Q'_j|; averaging over a'^(k), over k by w and over s' by P are
+    convex combinations, which do not enlarge a sup norm; g multiplies the result. A constant shift of Q attains g:
+    nothing better holds. (tests/test_theory.py checks these operators against spacql.partial_replacement.)
+    """
+    factors = {"T^(k)": [], "T^SP": [], "T^SP with min": []}
+    for world in sweep.worlds + sweep.correlated:
+        mixtures = world.mixtures()
+        (count, num), (states, joint) = mixtures.shape[:2], mixtures.shape[2:]
+        for members in (1, 3):
+            q = uniform(sweep.generator, count, members, states, joint)
+            noise = uniform(sweep.generator, count, members, states, joint) - 0.5
+            for difference in (noise, noise.sign(), torch.ones_like(noise)):
+                for k in range(num + 1):  # T^(1) .. T^(N), then random weights
+                    weights = one_hot_weights(k, count, states, num)
+                    if k == num:
+                        weights = distributions(sweep.generator, count, states, num)
+                    change = backup(world, mixtures, weights, q + difference) - backup(world, mixtures, weights, q)
+                    name = "T^SP with min" if members > 1 else "T^(k)" if k < num else "T^SP"
+                    factors[name].append((sup(change) / sup(difference), world.gamma))
+    return [check(f"{name}: |TQ - TQ'| <= g |Q - Q'|", pairs) for name, pairs in factors.items()], {}
+
+
+def one_hot_weights(index, count, states, num):
+    """Weights [I, S, K] that are 1 on one size."""
+    return exact(torch.arange(num) == index).expand(count, states, num)
+
+
+def adaptive(sweep):
+    """Claim 2: T^SP with the weights of equation (3), w_k ~ 1/u_k, is a contraction. It is NOT.
+
+    Counterexample: one state, two agents (K = 2), two members. The weights depend on ratios of the u_k only, so with
+    spreads of order e, changes of order e move a weight from 1/2 to anything, and the target by a share of the distance
+    between the two sizes' values, which is not small: the factor grows like 1/e, whatever g > 0. Fixed points need not
+    be unique either: where members keep different models (each its own bootstrap; Q_j = r_j + g P_j V), two starts of
+    one damped iteration end at different values from two states on (with one state u cannot depend on V).
+
+    What holds instead:
+    (a) Weights that do not depend on Q contract (claim 1).
+    (b) A floor c on u: factor <= g (1 + H / (2c)), H the range of the K sizes' values at a state. Proof: with
+        v_k = E min_j Q_j, |sum w v - sum w' v'| <= max |v - v'| + TV(w, w') H; the softmax w of -log max(u, c) has
+        TV(w, w') <= max |log max(u, c) - log max(u', c)| / 2 <= |Q - Q'| / (2c), as a standard deviation changes by no
+        more than its arguments. A contraction where c > g H / (2 (1-g)). But over all Q with values in a range H, u <=
+        H/2: for g >= 1/2 a floor that large makes the weights uniform.
+    (c) A box: with Q_low, Q_high the fixed points of r + g P min_k E_(m_k) and max_k, all iterates under any weights,
+        adaptive ones too, approach [Q_low, Q_high] at rate g. Proof: both operators are monotone contractions that
+        sandwich T^SP; Q >= Q_low - e implies T^SP Q >= Q_low - g e. So the iteration cannot diverge.
+    (d) One shared target Y, exact and for all (s, a) at once (Q_j <- Q_j + h (Y - Q_j)): members' differences all
+        shrink by (1 - h), their ratios stay, so w never changes and the iteration contracts by 1 - h + h g. There
+        SPaCQL is a fixed mixture whose weights the *initialisation* chose; only unequal updates across (s, a) move w.
+    """
+    # The smallest counterexample on integers: [member][k] values of the k-replaced queries. 0..3 is the least range.
+    q = exact([[[0, 1], [1, 3]], [[1, 2], [2, 3]]])
+    factor = 0.95 * adaptive_value(q).diff().abs()  # no entry moves by more than 1
+    note = f"""one state, two agents, two members, g = 0.95, [member][k]: Q = {q[0].int().tolist()} and Q' = \
+{q[1].int().tolist()} differ by 1, their targets by {float(factor):.4g}. """
+    spreads, factors = (1.0, 0.1, 0.01, 0.001), []
+    for e in spreads:
+        q = exact([[[0, 10], [2 * e, 10 + 2 * e]], [[e / 2, 10 - e / 2], [1.5 * e, 10 + 2.5 * e]]])
+        factors.append(float(0.95 * adaptive_value(q).diff().abs() / (e / 2)))
+    note += f"With spreads {listed(spreads, 'g')} around values 0 and 10 the factor is {listed(factors, '.4g')}."
+    gap, example = two_fixed_points(sweep.generator, 20 * sweep.instances)
+
+    floors, boxes, frozen, gen = [], [], [], sweep.generator
+    e = 0.05
+    q = exact([[[0, 15], [2 * e, 15 + 2 * e]], [[1e-6, 15 - 1e-6], [2 * e - 1e-6, 15 + 2 * e + 1e-6]]])
+    moved = adaptive_value(q, floor=e).diff().abs() / 1e-6  # sharp: (b) with u at its floor
+    floors.append((0.95 * moved, 0.95 * floor_factor(exact([15.0]), e)))
+    for world in sweep.worlds + sweep.correlated:
+        mixtures = world.mixtures()
+        count, _, states, joint = mixtures.shape
+        q = (2 * uniform(gen, count, 3, states, joint) - 1) / (1 - world.gamma).view(-1, 1, 1, 1)
+        for c in (0.01, 1.0):
+            other = q + c * (uniform(gen, *q.shape) - 0.5)
+            images = [backup(world, mixtures, adaptive_weights(mixtures, x, c), x) for x in (q, other)]
+            sizes = torch.einsum("iksj,isj->isk", mixtures, other.amin(1))
+            reach = (sizes.amax(-1) - sizes.amin(-1)).amax(-1)
+            floors.append((sup(images[1] - images[0]) / sup(other - q), world.gamma * floor_factor(reach, c)))
+        low, high = (world.extreme_values(mixtures, pick) for pick in (torch.amin, torch.amax))
+        low, high = world.action_values(low).unsqueeze(1), world.action_values(high).unsqueeze(1)
+        image = backup(world, mixtures, adaptive_weights(mixtures, q), q).unsqueeze(1)
+        outside = [sup(torch.maximum(low - x, x - high).clamp(min=0)) for x in (q, image)]
+        boxes.append((outside[1], world.gamma * outside[0]))
+        first, step = adaptive_weights(mixtures, q), 0.3
+        for _ in range(20):
+            q = q + step * (backup(world, mixtures, adaptive_weights(mixtures, q), q).unsqueeze(1) - q)
+        frozen.append((sup(adaptive_weights(mixtures, q) - first), exact(1e-6)))
+    model = "T^SP with w_k ~ 1/u_k has one fixed point (members with models of their own)"
+    return [
+        check("T^SP with w_k ~ 1/u_k contracts", [(exact([float(factor), *factors]), exact(0.95))], FAILS, note),
+        check(model, [(gap, exact(1e-6))], FAILS, example),
+        check("u floored at c: T^SP contracts by g (1 + H / 2c); condition: c > g H / (2 - 2g)", floors, CONDITION),
+        check("any weights: distance to the box [Q_low, Q_high] shrinks by g", boxes),
+        check("one shared target, all (s, a) at once: w stays as initialised, to 1e-6", frozen, CONDITION),
+    ], dict(spreads=spreads, factors=factors)
+
+
+def two_fixed_points(gen, count):
+    """Distance [count] between the values that one damped iteration reaches from two starts, and the widest example:
+    two states, two sizes with one query each, two members with models of their own in one-decimal numbers."""
+    rewards = (2 * uniform(gen, count, 2, 2, 2) - 1).round(decimals=1)  # [count, E, S, K]
+    to_second = (5 * uniform(gen, count, 2, 2, 2) - 2).clamp(0, 1).round(decimals=1)  # chance to go to the second state
+    ends = []
+    for start in ([10.0, -10.0], [-10.0, 10.0]):
+        values = exact(start).expand(count, -1)
+        for _ in range(400):
+            q = rewards + 0.9 * torch.lerp(values[:, None, None, :1], values[:, None, None, 1:], to_second)
+            values, last = (values + adaptive_value(q.transpose(1, 2).flatten(0, 1)).view(count, 2)) / 2, values
+        ends.append((values, sup(values - last)))
+    gap = sup(ends[0][0] - ends[1][0]) * (torch.maximum(ends[0][1], ends[1][1]) < 1e-9)  # 0 unless both have settled
+    i = int(gap.argmax())
+    shown = [torch.round(x[i], decimals=4).tolist() for x in (rewards, to_second, ends[0][0], ends[1][0])]
+    return (
+        gap,
+        f"""{float((gap > 1e-6).double().mean()):.1%} of random instances; the widest, g = 0.9, damping 1/2: \
+rewards by member, state, size {shown[0]}, chances to go to the second state {shown[1]}; V ends at {shown[2]} from \
+(10, -10) and at {shown[3]} from (-10, 10).""",
+    )
+
+
+def adaptive_value(sizes, floor=0.0):
+    """sum_k w_k min_j [B] where each size has one query: the members' values there, [B, E, K]."""
+    weights = spacql.replacement_weights(spacql.uncertainty(sizes).clamp(min=floor))
+    return (weights * sizes.amin(1)).sum(-1)
+
+
+def floor_factor(reach, floor):
+    """Claim 2 (b) without g: 1 + H / (2c)."""
+    return 1 + reach / (2 * floor)
+
+
+def proposition1(sweep):
+    """Claim 3: the average over agents of ICQL-QS's semi-gradients is the semi-gradient of one centralised TD loss.
+
+    Agent i's target is Y_i = r + g min_j Qtarget_j(s', pi_i, a'_-i); the centralised one is T^ai = (1/n) sum_i T_i^ind,
+    i.e. mean_i Y_i. Proof: the semi-gradient of (Q - Y)^2 is 2 (Q - Y) grad Q, affine in Y; the penalty does not
+    contain Y. (The losses themselves differ, by the variance of Y_i over i.) It is about gradients before they are
+    clipped: clipping is not affine. Checked with spacql.py's networks, target and losses, in float64.
+    """
+    pairs, clipped, gen = [], [], sweep.generator
+    draw_int = lambda *shape: torch.randint(spacql.NUM_ACTIONS, (1, *shape), generator=gen)  # noqa: E731
+    for trial in range(max(3, sweep.instances // 10)):
+        num, members, batch, obs = 2 + trial % 4, 3, 16, 4
+        shape = (num * (obs + spacql.NUM_ACTIONS), 32, 32, 1)
+        critic, target = ([exact(p) for p in spacql.init_networks([gen], members, shape)] for _ in range(2))
+        critic = [p.requires_grad_() for p in critic]
+        state, next_state = (uniform(gen, 1, batch, num * obs) for _ in range(2))
+        actions, logged, policy = draw_int(batch, num), draw_int(batch, num), draw_int(batch, 1, num)
+        rewards, one = uniform(gen, 1, batch), torch.tensor([1])
+        targets = []
+        for i in range(num):
+            order = exact(torch.arange(num) != i).expand(1, batch, 1, num)  # agent i comes first
+            query = exact(spacql.one_hot(spacql.partial_replacement(logged, policy, order, one)))
+            q_target = spacql.critic_values(target, next_state, query)
+            targets.append(spacql.spacql_target(rewards, q_target, exact(torch.ones(1, batch, 1)), 0.95))
+        everyone = torch.arange(num).expand(1, batch, num)
+        played = [spacql.one_hot(actions).unsqueeze(2), spacql.counterfactuals(actions, everyone)]
+        q = spacql.critic_values(critic, state, exact(torch.cat(played, 2)))
+        for limit, found in ((math.inf, pairs), (0.5, clipped)):
+            average = torch.stack([semi_gradient(critic, q, y, limit) for y in targets]).mean(0)
+            central = semi_gradient(critic, q, torch.stack(targets).mean(0), limit)
+            found.append(((average - central).abs().amax() / central.abs().amax(), exact(1e-12)))
+    note = "clipping is not affine: clipping n gradients and averaging is not clipping the average."
+    return [
+        check("mean of ICQL-QS's semi-gradients = semi-gradient with T^ai, to 1e-12", pairs),
+        check("the same after each gradient is clipped to norm 0.5", clipped, FAILS, note),
+    ], {}
+
+
+def semi_gradient(critic, q, target, limit):
+    """Gradient of spacql.py's critic loss, as one vector, each member's clipped to `limit`; q [1, E, B, 1 + N * A] has
+    the data's value first and the penalty's candidates behind it."""
+    penalty = spacql.cql_penalty(q[..., 1:].unflatten(-1, (-1, spacql.NUM_ACTIONS)), q[..., 0])
+    loss = spacql.critic_loss(q[..., 0], target, penalty, alpha=0.5).sum()
+    for param, gradient in zip(critic, torch.autograd.grad(loss, critic, retain_graph=True), strict=True):
+        param.grad = gradient
+    spacql.clip_each(critic, limit)
+    return torch.cat([param.grad.flatten() for param in critic])
+
+
+def lemma1(sweep):
+    """Claim 4: with factorised mu, W1(d^S, d^0) <= g/(1-g) sum_(i in S) TV_i, for state occupancies d^S of (pi_S,
+    mu_-S) and d^0 of mu.
+
+    Proof: d = (1-g) rho + g P^T d, so d^S - d^0 = g P_S^T (d^S - d^0) + g (P_S - P_0)^T d^0; P_S^T does not enlarge L1
+    norms, hence W1 <= g/(1-g) max_s TV(joint), and the TV of a product is at most the sum of the factors' TVs.
+    Sharper: couple the two processes until their actions first differ, with chance at most T = max_s TV(joint) a step;
+    W1 <= 1 - (1-g)/(1-g(1-T)) = g T / (1-g+g T), which is below 1 always and attained (trap_worlds).
+    State-action occupancy d(s) m(a|s): the first action counts too, so the constant is 1/(1-g); with g/(1-g) it fails,
+    most plainly at g = 0. Exponential in |S|: the largest density ratio and 1 + chi^2 are *products* over S.
+    """
+    state, coupled, wrong, right, products = [], [], [], [], []
+    stateless = [dec_mdps.one_state(exact([1, 0]), exact([[0.5, 0.5]]), gamma) for gamma in (0.0, 0.1, 0.4)]
+    for world in [*stateless, *sweep.worlds]:
+        mu, distance = world.behaviour, world.agent_tv()
+        before = world.occupancy(mu)
+        for subset in subsets(world.num_agents):
+            actions, total = world.replaced(subset), distance[:, subset].sum(-1)
+            after, joint = world.occupancy(actions), tv(actions, mu).amax(-1)
+            state.append((tv(after, before), occupancy_bound(world.gamma, total)))
+            coupled.append((tv(after, before), coupling_bound(world.gamma, joint)))
+            both = tv((after.unsqueeze(-1) * actions).flatten(1), (before.unsqueeze(-1) * mu).flatten(1))
+            wrong.append((both, occupancy_bound(world.gamma, total)))
+            right.append((both, total / (1 - world.gamma)))
+            seen = (mu.flatten(1) > 1e-100).all(-1)
+            single = [world.replaced([i])[seen] / mu[seen] for i in subset]
+            whole = actions[seen] / mu[seen]
+            parts = sum(r.amax(-1).log() for r in single)
+            products.append((sup(whole.amax(-1).log() - parts), exact(1e-6)))
+            parts = sum((r * r * mu[seen]).sum(-1).log() for r in single)
+            products.append((sup((whole * whole * mu[seen]).sum(-1).log() - parts), exact(1e-6)))
+    value, bound = (x.item() for x in wrong[1])
+    note = f"one state, one agent, g = 0.1, TV = 0.5: W1 of state-action occupancies {value:.3g} > {bound:.3g}."
+    return [
+        check("W1(d^S, d^0) <= g/(1-g) sum_S TV_i, every subset S", state),
+        check("sharper: W1 <= g T / (1-g+g T), T the joint TV", coupled),
+        check("the same constant g/(1-g) for state-action occupancy", wrong, FAILS, note),
+        check("state-action occupancy: W1 <= sum_S TV_i / (1-g)", right),
+        check("density ratio and 1 + chi^2 multiply over S (logs, to 1e-6)", products),
+    ], dec_mdps.subset_curves(sweep.agents, 1000, sweep.generator, occupancy_bound, coupling_bound)
+
+
+def coupling_bound(gamma, joint):
+    """Lemma 1, sharper: 1 - (1-g)/(1-g(1-T)), the chance that the coupled processes have parted, discounted."""
+    return gamma * joint / (1 - gamma + gamma * joint)
+
+
+def theorem1(sweep):
+    """Claim 5, Theorem 1: |V - Vhat| <= eps_subopt + eps_FQI + 4g/(1-g)^2 sum_(i in S) TV_i, factorised mu, any set S
+    of deviating agents (all of them: the theorem; one agent k: only TV_k remains).
+
+    V is the value of pi' = (pi_S, mu_-S); Vhat = E_(rho, actor) Qhat for any Qhat that is 2/(1-g)-Lipschitz in the 0-1
+    metric; eps_subopt = |E_rho (E_actor - E_pi') Qhat|; eps_FQI = |E_(s ~ d^mu, a ~ pi') (T^pi' Qhat - Qhat)| / (1-g).
+    Proof: let e(s) = E_pi' (Q^pi' - Qhat); E_pi' (T Qhat - Qhat) = e - g P_pi' e. Averaged over d^mu, which satisfies
+    d^mu = (1-g) rho + g P_mu^T d^mu: E_rho e = [E_d^mu (T Qhat - Qhat)] / (1-g) + g/(1-g) E_d^mu (P_pi' - P_mu) e. The
+    last term is at most g/(1-g) * range(e) * TV(joint), and range(e) <= 4/(1-g). The constant 4 is sharp (trap_worlds).
+    Vacuous, i.e. above 2/(1-g), the largest error of a Qhat with values within 1/(1-g), once sum TV > (1-g)/(2g).
+    """
+    every, single, gen = [], [], sweep.generator
+    for world in sweep.worlds:
+        distance = world.agent_tv()
+        for subset in subsets(world.num_agents):
+            actions, bound = world.replaced(subset), value_bound(world.gamma, distance[:, subset].sum(-1))
+            actor = product(distributions(gen, *world.policies.shape))
+            drawn = (2 * uniform(gen, *world.rewards.shape) - 1) / (1 - world.gamma)[:, None, None]
+            for q in (world.worst_critic(actions), drawn):
+                error, eps = world.fit_errors(actions, q)
+                subopt = (world.start * ((actor - actions) * q).sum(-1)).sum(-1)
+                pairs = [(error.abs() - eps.abs(), bound), ((error - subopt).abs() - subopt.abs() - eps.abs(), bound)]
+                (single if len(subset) == 1 else every).extend(pairs)
+    note = vacuous_note("the range [0, 3] of sum TV, three agents", 3)
+    return [
+        check("|V - Vhat| <= eps + 4g/(1-g)^2 sum_S TV_i, two or more deviate", every, note=note),
+        check("one deviating agent k: only TV_k remains", single),
+    ], {}
+
+
+def lemma2(sweep):
+    """Claim 5, Lemma 2, correlated mu: W1(d^S, d^mu) <= g/(1-g) (sum_S TV_i + kappa), one kappa, independent of n.
+
+    Let kappa_S = max_s TV(mu, (x_(i in S) mu_i) x mu_-S). Proof with kappa_S, hence with kappa* = max_S kappa_S: TV is
+    a metric, so TV((pi_S, mu_-S), mu) <= TV(x_S pi_i, x_S mu_i) + kappa_S; then as Lemma 1. With kappa = max_s TV(mu,
+    product of all marginals) it fails: kappa_S can be larger when two agents or more stay logged. Agent 0 acts rarely
+    (chance p); if it does, the other two flip together, else independently: kappa_S = 2 (1-p) kappa. It holds with 2
+    kappa, since kappa_S <= kappa + TV(x_S mu_i x mu_-S, x mu_i) and the last is a marginal of kappa's; 2 is sharp.
+    Independent of n: the term is, kappa is not. Two teams with conventions of their own, mixed: kappa tends to 1.
+    """
+    star, twice, once = [], [], []
+    for world in sweep.correlated:
+        before, distance = world.occupancy(world.behaviour), world.agent_tv()
+        splits = {tuple(s): world.kappa(s) for s in subsets(world.num_agents)}
+        largest, kappa = torch.stack(list(splits.values())).amax(0), list(splits.values())[-1]
+        for subset in subsets(world.num_agents):
+            moved, total = tv(world.occupancy(world.replaced(subset)), before), distance[:, subset].sum(-1)
+            for found, extra in ((star, largest), (twice, 2 * kappa), (once, kappa)):
+                found.append((moved, occupancy_bound(world.gamma, total + extra)))
+            star.append((splits[tuple(subset)], 2 * kappa))
+    world = dec_mdps.rare_trigger(0.9)
+    moved = tv(world.occupancy(world.replaced([0])), world.occupancy(world.behaviour)).item()
+    kappa = world.kappa().item()
+    note = f"""rare_trigger at g = 0.9: three agents, S = {{0}}, pi_0 = mu_0 (sum TV = 0), kappa = {kappa:.3g}, \
+kappa_S = {world.kappa([0]).item():.3g}; W1 {moved:.4g} > {float(occupancy_bound(0.9, kappa)):.4g}."""
+    teams = []
+    for num in range(2, sweep.agents + 1):
+        team = product(exact([0.9, 0.1]).expand(1, num, 1, 2))
+        teams.append(tv((team + team.flip(-1)) / 2, exact(0.5**num)).item())
+    grows = f"""two teams that prefer opposite actions (0.9), equally mixed, n = 2 to {sweep.agents}: kappa = \
+{listed(teams, ".3f")}, though each pair of agents is as dependent as for n = 2."""
+    return [
+        check("W1 <= g/(1-g) (sum_S TV_i + kappa*); condition: kappa* over all splits (S, rest)", star, CONDITION),
+        check("kappa against the product of all marginals: W1 <= .. + kappa", once, FAILS, note),
+        check("the same with 2 kappa", twice),
+        check("kappa is independent of n", [(exact(teams), exact(teams[0]))], FAILS, grows),
+    ], dict(two_teams_kappa=teams)
+
+
+def theorem2(sweep):
+    """Claim 5, Theorem 2, correlated mu: |V - Vhat| <= eps_FQI + 4g/(1-g)^2 (sum_i TV_i + kappa), all agents acting by
+    pi, kappa = max_s TV(mu, product of all marginals), as in Theorem 1 else. Proof: that of Theorem 1 with TV(pi, mu)
+    <= TV(pi, x mu_i) + TV(x mu_i, mu) <= sum TV_i + kappa. For a set S of agents kappa_S takes kappa's place (Lemma 2).
+    Vacuous once sum TV + kappa > (1-g)/(2g): for policies equal to the marginals, beyond kappa = 0.026 at g = 0.95.
+    """
+    pairs = []
+    for world in sweep.correlated:
+        for case in (world, replace(world, policies=world.marginals())):
+            actions, distance = product(case.policies), case.agent_tv().sum(-1) + case.kappa()
+            error, eps = case.fit_errors(actions, case.worst_critic(actions))
+            pairs.append((error.abs() - eps.abs(), value_bound(case.gamma, distance)))
+    note = vacuous_note("the range [0, 1] of kappa, even with pi_i = mu_i", 1)
+    return [check("|V - Vhat| <= eps + 4g/(1-g)^2 (sum TV_i + kappa)", pairs, note=note)], {}
+
+
+def theorem3(sweep):
+    """Claim 5, Theorem 3: SPaCQL's bound scales with k_eff = sum_k w_k k, from ICQL-QS (1) to full joint (n).
+
+    T^SP evaluates the mixture m_w = sum_k w_k m_k; V_w is its value, bias = 1 - k_eff/n, sum = sum_i TV_i, max over s.
+    (a) TV(m_w, mu) <= (k_eff/n) sum: each agent is replaced with chance k/n. (b) Hence, as in Theorem 1, |V_w - Vhat|
+    <= eps_FQI + 4g/(1-g)^2 (k_eff/n) sum: the claim, for the value of the *mixture*. (c) For the value V^pi of the team
+    that is deployed it fails: with Vhat = V_w exactly and k = 1 the bound stays that of one agent, while V^pi - V_w
+    grows with the other n-1 (n >= 4: 2 (n-1) > 4; trap_worlds). (d) What holds for V^pi: add 2/(1-g)^2 (1 - k_eff/n)
+    sum, by the performance difference lemma, V^pi - V_w = E_d^pi (E_pi - E_mw) Q_w / (1-g), and TV(pi, m_w) <= (1 -
+    k_eff/n) sum. For V^pi, k_eff trades estimation error for bias.
+    """
+    shift, mixture, printed, corrected = [], [], [], []
+    for world in sweep.worlds:
+        mixtures, total = world.mixtures(), world.agent_tv().sum(-1)
+        (count, num), states = mixtures.shape[:2], mixtures.shape[2]
+        sharp = [one_hot_weights(k, count, states, num) for k in range(num)]
+        for weights in [*sharp, distributions(sweep.generator, count, states, num)]:
+            actions = torch.einsum("isk,iksj->isj", weights, mixtures)
+            share = (weights * exact(torch.arange(1, num + 1))).sum(-1) / num  # k_eff / n, [I, S]
+            shift.append((tv(actions, world.behaviour), share * world.agent_tv().sum(-1, keepdim=True)))
+            team, mixed = world.value(product(world.policies)), world.value(actions)
+            bound = value_bound(world.gamma, share.amax(-1) * total)
+            bias = bias_bound(world.gamma, (1 - share.amin(-1)) * total)
+            error, eps = world.fit_errors(actions, world.worst_critic(actions))
+            mixture.append((error.abs() - eps.abs(), bound))
+            printed.append(((team - mixed).abs(), bound))
+            corrected.append(((error + team - mixed).abs() - eps.abs(), bound + bias))
+            corrected.append(((team - mixed).abs(), bias))
+    world = dec_mdps.trap_worlds(5, [0.95], [1e-5])
+    gap = (world.value(product(world.policies)) - world.value(world.mixtures()[:, 0])).abs()
+    note = f"""trap_worlds, n = 5, g = 0.95, TV_i = 1e-05, k = 1, Vhat = V_w: |V^pi - Vhat| = {float(gap):.4g} > \
+{float(value_bound(0.95, 1e-5)):.4g}."""
+    condition = "|V_w - Vhat| <= eps + 4g/(1-g)^2 (k_eff/n) sum TV_i; condition: V_w, the mixture's value"
+    return [
+        check("TV(m_w, mu) <= (k_eff / n) sum TV_i", shift),
+        check(condition, mixture, CONDITION),
+        check("the same for V^pi, the value of the team", printed, FAILS, note),
+        check("V^pi: .. + 2/(1-g)^2 (1 - k_eff/n) sum TV_i", corrected),
+    ], dec_mdps.bound_curves(value_bound, bias_bound)
+
+
+def coverage(sweep, sizes=(30, 300, 3000)):
+    """Claim 6: the more agents are replaced, the fewer queries (s', a'^(k)) the data contain; a fitted Q's error there.
+
+    For M i.i.d. pairs of chances p(s, q) = d(s) mu(q|s), a query made from a logged pair is missing with chance
+    sum d(s) Pr(a' != q = a'^(k)) (1-p)^(M-1); one made from a fresh pair with missing(k) = sum d(s) m_k(q|s) (1-p)^M,
+    and missing(k) <= missing(0) + (k/n) sum TV_i, since it averages a function within [0, 1] over m_k and TV(m_k, mu)
+    is at most (k/n) sum TV_i. That the share *rises* with k is no theorem: it does on average, for policies drawn
+    without regard to the data. Errors: of the fixed point of T^(k) fitted to a drawn dataset, unseen pairs being 0.
+    """
+    bound, rises, report, gen = [], [], {}, sweep.generator
+    world = dec_mdps.random_worlds(gen, min(sweep.instances, 100), gamma=0.9)
+    modes = exact(torch.nn.functional.one_hot(world.marginals().argmax(-1), 2))
+    cases = {"any policy": distributions(gen, *world.policies.shape), "the data's modes": modes}
+    for samples in sizes:
+        counts = tabular.draw_transitions(world, samples, gen)
+        for name, policies in cases.items():
+            case = replace(world, policies=policies)
+            missing, fresh = tabular.missing_shares(case, samples)
+            share = exact(torch.arange(1, 4)) / 3
+            bound.append((fresh[:, 1:], fresh[:, :1] + share * case.agent_tv().sum(-1, keepdim=True)))
+            rises.append((missing[:, 1:-1], missing[:, 2:]))
+            errors = tabular.query_errors(case, counts).mean(0).tolist()
+            report[f"{samples} transitions, {name}"] = dict(missing=missing.mean(0).tolist(), error=errors)
+    falls = [float(torch.cat([low > high + 1e-12 for low, high in rises[j::2]]).double().mean()) for j in (0, 1)]
+    note = (
+        f"the share falls in {falls[0]:.1%} of these steps with any policy, in {falls[1]:.1%} with the data's modes. "
+    )
+    note += " ".join(
+        f"{name}: missing at k = 0..3 {listed(r['missing'], '.3f')}, error at k = 1..3 {listed(r['error'], '.2f')}."
+        for name, r in report.items()
+    )
+    return [
+        check("missing(k) <= missing(0) + (k/n) sum TV_i, fresh queries", bound),
+        check("missing(k) <= missing(k+1), k >= 1, queries from logged pairs", rises, MEASURED, note),
+    ], report
+
+
+def tradeoff(sweep, sizes=(100, 1000, 10_000), dials=(0.0, 0.5, 0.8, 0.95, 1.0)):
+    """Claim 7: small k is biased, large k is hard to estimate; when does full joint overtake?
+
+    The fixed point of T^(k) is Q of m_k, whose k agents are drawn afresh at every step: not of the team pi, nor the
+    mean over S of the values of (pi_S, mu_-S), where S is drawn once. Bias: |V^pi - V(m_k)| <= 2/(1-g)^2 ((1 - k/n) sum
+    TV_i + kappa), as theorem3 (d), 0 at k = n; that it falls with k holds on average only. Learning (data/tabular.py):
+    greedy teams by backup, dataset size and correlation, in worlds with random rewards and in worlds that pay for
+    acting alike, agents improving against the others' logged actions (equation 6) or their policies.
+    """
+    fixed, redrawn, bias, falls, gen = [], [], [], [], sweep.generator
+    for world in sweep.worlds + sweep.correlated:
+        mixtures, num = world.mixtures(), world.num_agents
+        (count, _, states, _), team = mixtures.shape, world.value(product(world.policies))
+        values = torch.stack([world.value(m) for m in mixtures.unbind(1)], 1)
+        left = world.agent_tv().sum(-1, keepdim=True) * (1 - exact(torch.arange(1, num + 1)) / num)
+        kappa = world.kappa().unsqueeze(-1)
+        gaps = (values - team.unsqueeze(-1)).abs()
+        bias.append((gaps, bias_bound(world.gamma.unsqueeze(-1), left + kappa * exact(torch.arange(1, num + 1) < num))))
+        falls.append((gaps[:, 1:], gaps[:, :-1]))
+        for k in range(1, num + 1):
+            q = world.action_values(world.state_values(mixtures[:, k - 1])).unsqueeze(1)
+            weights = one_hot_weights(k - 1, count, states, num)
+            fixed.append((sup(backup(world, mixtures, weights, q) - q.squeeze(1)), exact(1e-9)))
+            held = [world.value(world.replaced(s)) for s in subsets(num) if len(s) == k]
+            redrawn.append(((values[:, k - 1] - torch.stack(held).mean(0)).abs(), exact(1e-9)))
+    worlds = max(2, sweep.instances // 4)
+    panels = tabular.backup_curves(sizes, dials, worlds, gen)
+    gains, note = [], ""
+    for title, panel in panels.items():
+        points = [point for row in panel["joint - icql-qs"] for point in row]
+        gains += [mean for mean, _ in points]
+        ahead, behind = (sum(sign * mean > half for mean, half in points) for sign in (1, -1))
+        note += f"{title}: full joint ahead at {ahead}, k = 1 at {behind} of {len(points)} points (95%). "
+    learnt = f"full joint <= k = 1 in value, learnt offline; {worlds} Dec-MDPs a point"
+    once = "S drawn once or afresh at every step is not the same."
+    return [
+        check("the fixed point of T^(k) is Q of m_k, to 1e-9", fixed),
+        check("V(m_k) = mean over S of V(pi_S, mu_-S), to 1e-9", redrawn, FAILS, once),
+        check("|V^pi - V(m_k)| <= 2/(1-g)^2 ((1 - k/n) sum TV_i + kappa)", bias),
+        check("the bias falls with k", falls, FAILS, "on average only; two deviations can cancel."),
+        check(learnt, [(exact(gains), exact(0.0))], MEASURED, note),
+    ], dict(samples=sizes, dials=dials, panels=panels)
+
+
+def correlation(sweep):
+    """Claim 8: behaviour with a chosen dependence, and what it does to the bounds and to values.
+
+    mu = (1 - dial) product(mu_i) + dial coordinated(mu_i); in the latter one uniform number per step drives all agents,
+    so the marginals stay. Hence kappa = dial * TV(coordinated, product), linear in the dial; its largest value, 1 -
+    A^(1-n) for uniform marginals, is below 1. Imitating each agent's marginal loses at most 2/(1-g)^2 kappa of mu's
+    value (performance difference; TV(product, mu) <= kappa): what decentralised teams cannot take from such data.
+    """
+    same, measured, lost = [], [], []
+    for world in sweep.worlds[:4]:
+        marginals = world.marginals()
+        top = tv(dec_mdps.coordinated(marginals), product(marginals)).amax(-1)
+        for dial in (0.0, 0.3, 0.7, 1.0):
+            mixed = replace(world, behaviour=dec_mdps.correlated(marginals, dial), policies=marginals)
+            same.append((sup(mixed.marginals() - marginals), exact(1e-12)))
+            measured.append(((mixed.kappa() - dial * top).abs(), exact(1e-12)))
+    for world in sweep.correlated:
+        loss = (world.value(world.behaviour) - world.value(product(world.marginals()))).abs()
+        lost.append((loss, bias_bound(world.gamma, world.kappa())))
+    by_dial = []  # by dial: kappa, worst error, Theorem 2's bound, value lost by imitating the marginals
+    for dial in (0.0, 0.25, 0.5, 0.75, 1.0):
+        world = tabular.trade_worlds(max(2, sweep.instances // 4), True, torch.Generator().manual_seed(7))
+        world = replace(world, behaviour=dec_mdps.correlated(world.policies, dial))
+        actions, kappa = product(world.policies), world.kappa()
+        error, _ = world.fit_errors(actions, world.worst_critic(actions))
+        loss = world.value(world.behaviour) - world.value(actions)
+        by_dial.append([float(x.mean()) for x in (kappa, error.abs(), value_bound(0.9, kappa), loss)])
+    columns = dict(zip(("kappa", "worst error", "its bound", "value lost"), zip(*by_dial, strict=True), strict=True))
+    note = "coordination worlds, g = 0.9, dial 0, 0.25, .., 1: "
+    note += "; ".join(f"{name} {listed(column, '.3g')}" for name, column in columns.items())
+    return [
+        check("the generator keeps every marginal, to 1e-12", same),
+        check("measured kappa = dial * largest kappa, to 1e-12", measured),
+        check("|V(mu) - V(product of marginals)| <= 2/(1-g)^2 kappa", lost, note=note),
+    ], columns
+
+
+CLAIMS = [contraction, adaptive, proposition1, lemma1, theorem1, lemma2, theorem2, theorem3]
+CLAIMS = {claim.__name__: claim for claim in [*CLAIMS, coverage, tradeoff, correlation]}
+
+
+def main(argv=None):
+    """Check the chosen claims, print the table, write JSON and figures; the exit status is 1 if a verdict surprises."""
+    args = parse(Args, argv, description=__doc__)
+    names = list(CLAIMS) if args.only == "all" else args.only.split(",")
+    for name in names:
+        check_choice("claim", name, CLAIMS)
+    for name, low, high in (("agents", 2, 12), ("instances", 2, 100_000), ("seed", 0, 2**31)):
+        if not low <= getattr(args, name) <= high:
+            raise InputError(f"--{name} must be between {low} and {high:,}, not {getattr(args, name)}")
+    verdicts.check_folder(Path(args.out))
+    rows, data = [], {}
+    for name in tqdm(names, file=sys.stderr, unit="claim"):
+        found, data[name] = CLAIMS[name](dec_mdps.make_sweep(args.seed, args.instances, args.agents))
+        rows += [replace(row, claim=name) for row in found]
+    print(verdicts.table(rows), flush=True)
+    verdicts.save(Path(args.out), asdict(args), rows, data)
+    return int(any(row.verdict != row.expected for row in rows))
+
+
+if __name__ == "__main__":
+    run_script("theory_checks.py", lambda: sys.exit(main()))
