@@ -47,7 +47,7 @@ from data.errors import InputError
 from data.files import run_script, say
 from data.worlds import ENV_IDS, NUM_ACTIONS
 
-# Values by task. The paper_* ones and CQL_ALPHA, alpha in (5), are CFCQL's; the rest are ours, see the README.
+# Values by task. The paper_* ones and CQL_ALPHA, alpha in (5), are CFCQL's; the rest are ours (README, Results).
 TASKS = {
     "simple_spread": dict(learning_rate=0.01, entropy_coef=0.5, paper_learning_rate=0.01, paper_rounds=2000),
     "simple_tag": dict(learning_rate=0.003, entropy_coef=0.1, paper_learning_rate=0.001, paper_rounds=2000),
