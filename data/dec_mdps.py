@@ -231,11 +231,30 @@ def rare_trigger(gamma, p=0.01):
     return replace(world, policies=world.marginals())
 
 
-def one_state(behaviour, policies, gamma):
-    """One Dec-MDP with a single state and no rewards: behaviour [J], policies [N, A]."""
-    ones = exact(torch.ones(1, 1, len(behaviour)))
+def one_state(behaviour, policies, rewards, gamma):
+    """One Dec-MDP with a single state: behaviour and rewards [J], policies [N, A]."""
+    behaviour, policies, rewards = (exact(x) for x in (behaviour, policies, rewards))
+    mu, stay = behaviour.view(1, 1, -1), exact(torch.ones(1, 1, len(behaviour), 1))
+    return DecMDPs(stay, rewards.view_as(mu), stay[:, 0, :1, 0], exact([gamma]), mu, policies[None, :, None])
+
+
+def parity_game(gamma=0.9):
+    """Three agents, one state: mu plays 0, pi plays 1, the reward is 1 for an odd number of 1s, else -1."""
+    ones = torch.cartesian_prod(*[torch.arange(2)] * 3).sum(-1)  # [J]
+    return one_state(ones == 0, [[0, 1]] * 3, 2 * (ones % 2) - 1, gamma)
+
+
+def relay_world(gamma=0.9):
+    """Two agents, three states in a row: the first agent's 1 leads on from the first, the second's from the second, the
+    last has the only reward. mu plays 0, pi plays 1."""
+    first, second = exact([0, 0, 1, 1]), exact([0, 1, 0, 1])  # [J]: does the agent play 1?
+    none = exact(torch.zeros(4))
+    rows = [[1 - first, first, none], [none, 1 - second, second], [none, none, none + 1]]
+    transitions = torch.stack([torch.stack(row, -1) for row in rows])[None]  # [1, S, J, T]
+    rewards = exact([0, 0, 1]).view(1, 3, 1).expand(1, 3, 4)
+    behaviour = exact([1, 0, 0, 0]).expand(1, 3, 4)
     return DecMDPs(
-        ones.unsqueeze(-1), 0 * ones, ones[..., 0], exact([gamma]), behaviour.view(1, 1, -1), policies[None, :, None]
+        transitions, rewards, exact([[1, 0, 0]]), exact([gamma]), behaviour, exact([0, 1]).expand(1, 2, 3, 2)
     )
 
 
