@@ -81,23 +81,28 @@ class DecMDPs:
         """r + g P values, [I, S, J], of state values [I, S]."""
         return self.rewards + self.gamma[:, None, None] * torch.einsum("isjt,it->isj", self.transitions, values)
 
-    def fit_errors(self, actions, q):
+    def fit_errors(self, actions, q, logged):
         """(V - Vhat, eps_FQI), signed, [I] each, of a critic q [I, S, J] for joint actions [I, S, J]: Vhat = E q from
-        the start, eps_FQI = E (T q - q) / (1 - gamma) with states from the behaviour's occupancy."""
+        the start, eps_FQI = E (T q - q) / (1 - gamma), states by the behaviour's occupancy, actions by `logged`."""
         v_hat = (actions * q).sum(-1)
-        residual = (actions * self.action_values(v_hat)).sum(-1) - v_hat
+        residual = (logged * (self.action_values(v_hat) - q)).sum(-1)
         eps = (self.occupancy(self.behaviour) * residual).sum(-1) / (1 - self.gamma)
         return self.value(actions) - (self.start * v_hat).sum(-1), eps
 
-    def worst_critic(self, actions):
-        """The 2/(1-gamma)-Lipschitz critic [I, S, J] with the largest |V - Vhat| - eps_FQI for joint actions [I, S, J]:
-        the signs of the drift, shifted by the constant that makes eps_FQI zero."""
-        occupancy = self.occupancy(self.behaviour).unsqueeze(1)
-        drift = (occupancy @ (self.state_kernel(actions) - self.state_kernel(self.behaviour))).squeeze(1)  # [I, S]
-        sign = torch.where((drift * self.state_values(actions)).sum(-1, keepdim=True) < 0, -1.0, 1.0)
-        v_hat = -sign * drift.sign() / (1 - self.gamma).unsqueeze(-1)
-        q = v_hat.unsqueeze(-1).expand_as(self.rewards)
-        return q + self.fit_errors(actions, q)[1][:, None, None]
+    def worst_critic(self, actions, logged):
+        """The 2/(1-gamma)-Lipschitz critic [I, S, J] with the largest |V - Vhat| - eps_FQI of fit_errors.
+
+        V - Vhat - eps_FQI is linear in the error Q - q, with weights as below: signs of the weights maximise it, and a
+        constant shift, which moves V - Vhat and eps_FQI alike, makes eps_FQI zero.
+        """
+        gamma = self.gamma[:, None, None]
+        data = self.occupancy(self.behaviour).unsqueeze(-1) * logged
+        inflow = torch.einsum("isj,isjt->it", data, self.transitions).unsqueeze(-1)
+        weights = (self.start.unsqueeze(-1) + gamma / (1 - gamma) * inflow) * actions - data / (1 - gamma)
+        weights = torch.where(weights.abs() > 1e-15, weights, 0.0)  # what is 0 but for rounding
+        value = (weights * self.action_values(self.state_values(actions))).sum((1, 2), keepdim=True)
+        q = torch.where(value < 0, 1.0, -1.0) * weights.sign() / (1 - gamma)
+        return q + self.fit_errors(actions, q, logged)[1][:, None, None]
 
     def extreme_values(self, mixtures, pick):
         """V(s) [I, S] where the best (pick = torch.amax) or worst (torch.amin) of mixtures [I, K, S, J] acts."""
@@ -120,6 +125,16 @@ def as_grid(joint, num):
 def tv(p, q):
     """Total variation over the last axis."""
     return (p - q).abs().sum(-1) / 2
+
+
+def sup(x):
+    """Sup norm per instance, [I]."""
+    return x.abs().flatten(1).amax(1)
+
+
+def one_hot_weights(index, count, states, num):
+    """Weights [I, S, K] that are 1 on one size."""
+    return exact(torch.arange(num) == index).expand(count, states, num)
 
 
 def product(policies):
@@ -214,14 +229,14 @@ def trap_worlds(agents, gamma, leave):
     )
 
 
-def rare_trigger(gamma, p=0.01):
+def rare_trigger(gamma):
     """Three agents, sharp for correlated data: agent 0 acts rarely (chance p); if it does, the other two flip together,
-    else independently, rarely for this gamma. From the start, joint actions likelier under (mu_0, mu_12) lead to one
-    absorbing state (reward 1), other rare ones to another, the common one stays (rewards -1). pi_i = mu_i."""
-    flip = 0.001 * (1 - gamma)
+    else independently, rarely for this gamma. From the start, rare joint actions that are likelier under (mu_0, mu_12)
+    lead to one absorbing state (reward 1), other rare ones to another, and (0, 0, 0) stays (rewards -1). pi = mu_i."""
+    p, flip = 0.01 * (1 - gamma), 0.001 * (1 - gamma)
     pair, together = exact([1 - flip, flip]), exact([[1 - flip, 0], [0, flip]])
     behaviour = torch.stack([(1 - p) * torch.outer(pair, pair), p * together]).flatten().expand(1, 3, 8)
-    more, less = exact([0, 0, 0, 1, 0, 1, 1, 0]), exact([0, 1, 1, 0, 0, 0, 0, 1])
+    more, less = exact([0, 0, 0, 1, 0, 1, 1, 0]), exact([0, 1, 1, 0, 1, 0, 0, 1])
     transitions = torch.cat(
         [torch.stack([1 - more - less, more, less], -1)[None], exact(torch.eye(3))[1:, None].expand(2, 8, 3)]
     )
@@ -266,13 +281,14 @@ def subsets(num):
 @dataclass
 class Sweep:
     """What a claim is tried on: Dec-MDPs whose behaviours are independent across agents, others whose are not, a
-    generator for what else is drawn, the number of instances, and the largest team."""
+    generator for what else is drawn, the number of instances, the largest team, and a seed."""
 
     worlds: list
     correlated: list
     generator: torch.Generator
     instances: int = 200
     agents: int = 4
+    seed: int = 0
 
 
 def make_sweep(seed, instances, agents):
@@ -285,8 +301,8 @@ def make_sweep(seed, instances, agents):
     )
     grid = [(g, leave) for g in GAMMAS for leave in (1e-3 * (1 - g), 0.1 * (1 - g), 0.5, 1.0)]
     worlds += [trap_worlds(n, *zip(*grid, strict=True)) for n in (1, 2, 4)]
-    correlated += [rare_trigger(g) for g in GAMMAS]
-    return Sweep(worlds, correlated, generator, instances, agents)
+    correlated = [*[rare_trigger(g) for g in GAMMAS], *correlated]
+    return Sweep(worlds, correlated, generator, instances, agents, seed)
 
 
 def subset_curves(agents, samples, generator, linear, coupling):
@@ -339,13 +355,13 @@ def bound_curves(value_bound, bias_bound, gamma=0.95):
     flattered = torch.stack([good, torch.full_like(good, top)], -1).unsqueeze(-1).expand_as(world.rewards)
     total = world.agent_tv().sum(-1)
     theorem1 = {
-        "worst Lipschitz Qhat": world.fit_errors(actions, world.worst_critic(actions))[0].abs(),
-        "a Qhat within 1/(1-g), eps = 0": world.fit_errors(actions, flattered)[0].abs(),
+        "worst Lipschitz Qhat": world.fit_errors(actions, world.worst_critic(actions, actions), actions)[0].abs(),
+        "a Qhat within 1/(1-g), eps = 0": world.fit_errors(actions, flattered, actions)[0].abs(),
         "bound": value_bound(gamma, total),
     }
     one = trap_worlds(5, [gamma], [1e-5])
     ks, team = exact(torch.arange(1, 6)), one.value(product(one.policies))
-    errors = torch.cat([one.fit_errors(m, one.worst_critic(m))[0].abs() for m in one.mixtures().unbind(1)])
+    errors = torch.cat([one.fit_errors(m, one.worst_critic(m, m), m)[0].abs() for m in one.mixtures().unbind(1)])
     biases = torch.cat([(team - one.value(m)).abs() for m in one.mixtures().unbind(1)])
     theorem3 = {
         "worst |V_w - Vhat|": errors,

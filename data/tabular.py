@@ -1,8 +1,11 @@
 """Finite datasets of Dec-MDPs, and tabular fitted Q iteration on them with partial action replacement.
 
-SPaCQL with tables in place of networks: members are bootstrap resamples of the dataset, what a member has not seen
-keeps a random prior value (an untrained network's), the pessimism of the penalty is played by the minimum over members,
-and agents improve against the others' logged actions, equation (6). Everything but the dataset itself is exact.
+SPaCQL with tables in place of networks: members are bootstrap resamples of the dataset; rewards are centred; what a
+member has not seen keeps a random prior value (an untrained network's), and the minimum over members is the only
+pessimism, a stand-in for the penalty: unlike CQL it is bounded by the prior's range. Agents improve against the others'
+logged actions, equation (6). Everything but the dataset itself is exact. Here u_k is a mean over the queries of a
+logged
+(s', a'), where spacql.py has the one query that it drew.
 
 Array letters as in dec_mdps.py, and E members, K replacement sizes, X = S * J state-action pairs.
 """
@@ -15,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 import spacql
-from data.dec_mdps import correlated, exact, product, query_kernel, random_worlds, uniform
+from data.dec_mdps import as_grid, correlated, exact, product, query_kernel, random_worlds, uniform
 
 
 def draw_transitions(world, samples, generator):
@@ -75,29 +78,33 @@ def query_errors(world, counts):
     return torch.stack(errors, 1)
 
 
-def learn_offline(world, counts, members, prior, method, others="logged", sweeps=120, step=0.1):
-    """Train a team on a dataset by one of spacql.py's backups; greedy policies [I, N, S, A] and mean weights [K].
+def learn_offline(world, counts, members, prior, method, others="logged", sweeps=100, kept=30, step=0.1):
+    """Train a team on a dataset by one of spacql.py's backups: the greedy policies [kept, I, N, S, A] after each of the
+    last `kept` sweeps (they need not settle).
 
     counts [I, X, X] and members [I, E, X, X]; others: agent i improves against the other agents' "logged" actions
     (equation 6) or their current "policies". Policies move by `step` towards the greedy ones after every backup.
     """
-    (count, num, states, actions), q = world.policies.shape, prior
-    logged = counts.sum(-1).view(count, states, -1)
-    logged = logged / logged.sum(-1, keepdim=True).clamp(min=1)
-    policies = torch.full_like(world.policies, 1 / actions)
+    count, num, states, actions = world.policies.shape
+    visits = counts.sum(-1).view(count, states, -1)
+    mean = (visits * world.rewards).sum((1, 2), keepdim=True) / visits.sum((1, 2), keepdim=True)
+    world = replace(world, rewards=world.rewards - mean)
+    logged = as_grid(visits / visits.sum(-1, keepdim=True).clamp(min=1), num)
+    policies, q, teams = torch.full_like(world.policies, 1 / actions), prior, []
     for _ in range(sweeps):
-        q, weights = fitted_backup(world, members, prior, q, query_kernel(policies), method)
+        q, _ = fitted_backup(world, members, prior, q, query_kernel(policies), method)
         advantage = []
         for i in range(num):
-            weighted = logged
-            if others == "policies":  # agent i may do anything, the others do as they do now
-                uniform_i = policies.clone()
-                uniform_i[:, i] = 1.0
-                weighted = product(uniform_i)
-            advantage.append((weighted * q.amin(1)).unflatten(-1, (actions**i, actions, -1)).sum((2, 4)))
-        greedy = torch.nn.functional.one_hot(torch.stack(advantage, 1).argmax(-1), actions)
-        policies = torch.lerp(policies, exact(greedy), step)
-    return exact(greedy), weights.mean((0, 1, 2))
+            if others == "logged":
+                chance = logged.sum(2 + i, keepdim=True).expand_as(logged).flatten(2)  # of the others' actions alone
+            else:
+                anything = policies.clone()
+                anything[:, i] = 1.0
+                chance = product(anything)
+            advantage.append((chance * q.amin(1)).unflatten(-1, (actions**i, actions, -1)).sum((2, 4)))
+        teams.append(exact(torch.nn.functional.one_hot(torch.stack(advantage, 1).argmax(-1), actions)))
+        policies = torch.lerp(policies, teams[-1], step)
+    return torch.stack(teams[-kept:])
 
 
 def missing_shares(world, samples):
@@ -126,39 +133,54 @@ def trade_worlds(instances, coordination, generator):
     return replace(world, transitions=(3 * normal).softmax(-1), rewards=rewards, start=start, policies=marginals)
 
 
-def compare_backups(world, dial, samples, others, generator, members=10):
+def compare_backups(world, dial, samples, others, prior_scale, generator, members=10):
     """Values of the greedy teams that spacql.py's backups learn from `samples` transitions of a behaviour with the
-    world's policies as marginals; by method, [I], 0 for independent behaviour and 1 for the optimal joint policy.
-
-    Priors of what a member has not seen are uniform in [-1, 1], the range of one reward.
-    """
+    world's policies as marginals; by method, [I], 0 for independent behaviour and 1 for the optimal joint policy,
+    averaged over the last sweeps. Priors of what a member has not seen are uniform within +-prior_scale."""
     world = replace(world, behaviour=correlated(world.policies, dial))
     counts = draw_transitions(world, samples, generator)
     resampled = bootstrap(counts, members, generator)
-    prior = 2 * uniform(generator, len(counts), members, *world.rewards.shape[1:]) - 1
+    prior = prior_scale * (2 * uniform(generator, len(counts), members, *world.rewards.shape[1:]) - 1)
     best = torch.zeros_like(world.start)
     for _ in range(300):
         best = world.action_values(best).amax(-1)
     low, high = world.value(product(world.policies)), (world.start * best).sum(-1)
-    teams = {
-        method: learn_offline(world, counts, resampled, prior, method, others)[0]
-        for method in ("icql-qs", "joint", "uniform", "spacql")
-    }
-    return {method: (world.value(product(team)) - low) / (high - low) for method, team in teams.items()}
+    found = {}
+    for method in ("icql-qs", "joint", "uniform", "spacql"):
+        teams = learn_offline(world, counts, resampled, prior, method, others)
+        value = torch.stack([world.value(product(team)) for team in teams]).mean(0)
+        found[method] = (value - low) / (high - low)
+    return found
 
 
-def backup_curves(sizes, dials, instances, generator):
-    """compare_backups over rewards (random, or paying for acting alike), what agents improve against, dataset sizes and
-    dials, always in the same Dec-MDPs. By panel and method (and "joint - icql-qs", paired): for each size a list over
+def backup_curves(sizes, dials, instances, seed):
+    """compare_backups in the same Dec-MDPs for both kinds of rewards, both actors (and two scales of priors with the
+    paper's), dataset sizes and dials. By panel and method (and "joint - icql-qs", paired): for each size a list over
     dials of mean and half-width of its 95% interval."""
-    panels = {}
-    plan = list(itertools.product(("random rewards", "coordination"), ("logged", "policies"), range(len(sizes)), dials))
-    for reward, others, j, dial in tqdm(plan, desc="learning offline", leave=False, file=sys.stderr):
-        world = trade_worlds(instances, reward == "coordination", torch.Generator().manual_seed(7))
-        found = compare_backups(world, dial, sizes[j], others, generator)
+    panels, generator = {}, torch.Generator().manual_seed(seed)
+    actors = (("logged", 1.0), ("logged", 10.0), ("policies", 1.0))
+    plan = list(itertools.product(("random rewards", "coordination"), actors, range(len(sizes)), dials))
+    for reward, (others, scale), j, dial in tqdm(plan, desc="learning offline", leave=False, file=sys.stderr):
+        world = trade_worlds(instances, reward == "coordination", torch.Generator().manual_seed(seed))
+        found = compare_backups(world, dial, sizes[j], others, scale, generator)
         found["joint - icql-qs"] = found["joint"] - found["icql-qs"]
         for name, value in found.items():
             point = [float(value.mean()), float(1.96 * value.std() / instances**0.5)]
-            panel = panels.setdefault(f"{reward}, others: {others}", {})
+            panel = panels.setdefault(f"{reward}, others {others}, prior {scale:g}", {})
             panel.setdefault(name, [[] for _ in sizes])[j].append(point)
     return panels
+
+
+def dial_effects(instances, seed, value_bound):
+    """What correlation does in coordination worlds, by dial 0, 0.25, .., 1 (means over Dec-MDPs): kappa, the worst
+    error of Theorem 2 for imitation of the marginals, its bound value_bound(gamma, kappa), and the value so lost."""
+    columns = {"kappa": [], "worst error": [], "its bound": [], "value lost": []}
+    for dial in (0.0, 0.25, 0.5, 0.75, 1.0):
+        world = trade_worlds(instances, True, torch.Generator().manual_seed(seed))
+        world = replace(world, behaviour=correlated(world.policies, dial))
+        actions, kappa = product(world.policies), world.kappa()
+        error, _ = world.fit_errors(actions, world.worst_critic(actions, actions), actions)
+        loss = world.value(world.behaviour) - world.value(actions)
+        for column, x in zip(columns.values(), (kappa, error.abs(), value_bound(0.9, kappa), loss), strict=True):
+            column.append(float(x.mean()))
+    return columns

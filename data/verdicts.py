@@ -16,7 +16,7 @@ from data.dec_mdps import exact
 from data.errors import InputError
 from data.files import atomic
 
-ROUNDING = 1e-9  # relative: what separates a broken bound from float64 noise
+ROUNDING = 1e-11  # relative: what separates a broken bound from float64 noise
 CONDITION, FAILS, MEASURED = "holds with a condition", "fails", "measured"  # verdicts besides "holds"
 
 
@@ -38,14 +38,16 @@ class Row:
 def check(statement, pairs, expected="holds", note=""):
     """A row from (value, bound) pairs of tensors: does value <= bound, up to rounding, everywhere? `expected` is
     "holds", "holds with a condition" (which the statement names), "fails" (which needs a single break) or "measured"
-    (no verdict). NaN counts as broken. A break that is not expected is described in the note."""
+    (no verdict). A break that is not expected is described in the note."""
     value, bound = (torch.cat([exact(pair[j]).expand(pair[0].shape).flatten() for pair in pairs]) for j in (0, 1))
     slack = bound - value
     broken = ~(slack >= -ROUNDING * (1 + bound.abs()))
-    ratio = (value / bound)[(bound > ROUNDING)]
+    ratio = (value / bound)[bound > ROUNDING]
     ratio = ratio if len(ratio) else exact([0.0])
     verdict = FAILS if broken.any() else "holds" if expected == FAILS else expected
-    if expected == MEASURED:
+    if not slack.isfinite().all():
+        verdict = "not a number"  # never expected
+    elif expected == MEASURED:
         verdict = expected
     elif verdict == FAILS and expected != FAILS:
         worst = int(slack.nan_to_num(nan=-math.inf).argmin())
@@ -156,7 +158,7 @@ def draw_tradeoff(figure, data) -> None:
                 mean, half = zip(*by_samples[column], strict=True)
                 ax.errorbar(data["dials"], mean, half, label=name, capsize=2, lw=1)
             ax.set(title=f"{title}, {samples} transitions", xlabel="dial (0 independent, 1 coordinated)")
-        row[0].set_ylabel("value (0: behaviour, 1: optimum)")
+        row[0].set_ylabel("value (0: independent behaviour, 1: optimum)")
     axes[0, 0].legend(fontsize=8)
 
 
