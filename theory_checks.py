@@ -163,8 +163,7 @@ def adaptive(sweep):
     gap, example = two_fixed_points(sweep.generator, 20 * sweep.instances)
 
     floors, boxes, frozen, gen = [], [], [], sweep.generator
-    e = 0.05
-    d = 1e-6
+    e, d = 0.05, 1e-6
     q = exact([[[0, 15], [2 * (e + d), 15 + 2 * (e + d)]], [[d, 15 - d], [2 * e + d, 15 + 2 * e + 3 * d]]])
     moved = adaptive_value(q, floor=e).diff().abs() / d  # sharp: (b) with u_k at the floor
     floors.append((0.95 * moved, 0.95 * floor_factor(exact([15.0]), e)))
@@ -526,7 +525,7 @@ def tradeoff(sweep, sizes=(100, 1000, 10_000), dials=(0.0, 0.5, 0.9, 1.0)):
             fixed.append((sup(backup(world, mixtures, weights, q) - q.squeeze(1)), exact(1e-9)))
             held = [world.value(world.replaced(s)) for s in subsets(num) if len(s) == k]
             redrawn.append(((values[:, k - 1] - torch.stack(held).mean(0)).abs(), exact(1e-9)))
-    worlds = max(2, sweep.instances // 4)
+    worlds = max(2, sweep.instances // 5)
     panels = tabular.backup_curves(sizes, dials, worlds, sweep.seed)
     gains, note = [], ""
     for title, panel in panels.items():
@@ -564,7 +563,7 @@ def correlation(sweep):
     for world in sweep.correlated:
         loss = (world.value(world.behaviour) - world.value(product(world.marginals()))).abs()
         lost.append((loss, bias_bound(world.gamma, world.kappa())))
-    columns = tabular.dial_effects(max(2, sweep.instances // 4), sweep.seed, value_bound)
+    columns = tabular.dial_effects(max(2, sweep.instances // 5), sweep.seed, value_bound)
     note = "coordination worlds, g = 0.9, dial 0, 0.25, .., 1: "
     note += "; ".join(f"{name} {listed(column, '.3g')}" for name, column in columns.items())
     return [

@@ -78,7 +78,7 @@ def query_errors(world, counts):
     return torch.stack(errors, 1)
 
 
-def learn_offline(world, counts, members, prior, method, others="logged", sweeps=100, kept=30, step=0.1):
+def learn_offline(world, counts, members, prior, method, others="logged", sweeps=60, kept=20, step=0.1):
     """Train a team on a dataset by one of spacql.py's backups: the greedy policies [kept, I, N, S, A] after each of the
     last `kept` sweeps (they need not settle).
 
