@@ -527,12 +527,12 @@ def tradeoff(sweep, sizes=(100, 1000, 10_000), dials=(0.0, 0.5, 0.9, 1.0)):
             redrawn.append(((values[:, k - 1] - torch.stack(held).mean(0)).abs(), exact(1e-9)))
     worlds = max(2, sweep.instances // 5)
     panels = tabular.backup_curves(sizes, dials, worlds, sweep.seed)
-    gains, note = [], ""
+    gains, note = [], f"lowest dial where the 95% interval excludes 0, by transitions ({listed(sizes, ',')}). "
     for title, panel in panels.items():
-        points = [point for row in panel["joint - icql-qs"] for point in row]
-        gains += [mean for mean, _ in points]
-        ahead, behind = (sum(sign * mean > half for mean, half in points) for sign in (1, -1))
-        note += f"{title}: full joint ahead at {ahead}, k = 1 at {behind} of {len(points)} points (95%). "
+        rows = [list(zip(dials, *zip(*row, strict=True), strict=True)) for row in panel["joint - icql-qs"]]
+        gains += [mean for row in rows for _, mean, _ in row]
+        ahead, behind = ([next((f"{d:g}" for d, m, h in r if sign * m > h), "none") for r in rows] for sign in (1, -1))
+        note += f"{title}: full joint ahead from dial {', '.join(ahead)}, k = 1 from {', '.join(behind)}. "
     relay = f"relay_world, g = 0.9, k = 1: V = {redrawn[0][0].item():.4g}; no one agent arrives alone, V = 0."
     parity = f"parity_game, g = 0.9: bias {listed(bias[1][0][0], '.3g')} for k = 1, 2, 3. It falls on average only."
     return [

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +18,16 @@ from data.errors import InputError
 def say(text: str) -> None:
     """A line on stderr, above any progress bar. Only a script's result goes to stdout."""
     tqdm.write(text, file=sys.stderr)
+
+
+def current_commit() -> str:
+    """The commit that runs, marked -dirty if tracked files differ from it; "unknown" outside a git clone."""
+    top = Path(__file__).parent.parent
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=top, capture_output=True, text=True)
+    except OSError:  # no git
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 def parse(args_class, argv=None, default=None, description=None):

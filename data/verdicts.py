@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from data.dec_mdps import exact
 from data.errors import InputError
-from data.files import atomic
+from data.files import atomic, current_commit
 
 ROUNDING = 1e-11  # relative: what separates a broken bound from float64 noise
 CONDITION, FAILS, MEASURED = "holds with a condition", "fails", "measured"  # verdicts besides "holds"
@@ -78,7 +78,7 @@ def table(rows) -> str:
 
 def save(folder: Path, args: dict, rows, data: dict) -> None:
     """Write theory.json, and each figure whose numbers are there as PNG and PDF; every file appears when complete."""
-    report = dict(args=args, torch=torch.__version__, machine=platform.machine())
+    report = dict(args=args, commit=current_commit(), torch=torch.__version__, machine=platform.machine())
     report |= dict(rows=[asdict(row) for row in rows], data=data)
     for name, (file, draw) in FIGURES.items():
         if name in data:
@@ -149,16 +149,19 @@ def draw_coverage(figure, data) -> None:
 
 
 def draw_tradeoff(figure, data) -> None:
-    """Claim 7: values of teams learnt offline by four backups, against the behaviour's correlation, by dataset size."""
-    figure.set_size_inches(13, 3.2 * len(data["panels"]))
+    """Claim 7: values of teams learnt offline by four backups, against the behaviour's correlation, by dataset size;
+    0 is the value of independent behaviour, 1 that of the best joint policy."""
+    figure.set_size_inches(13, 2.4 * len(data["panels"]))
     axes = figure.subplots(len(data["panels"]), len(data["samples"]), sharex=True, sharey="row", squeeze=False)
     for row, (title, methods) in zip(axes, data["panels"].items(), strict=True):
         for column, (ax, samples) in enumerate(zip(row, data["samples"], strict=True)):
             for name, by_samples in methods.items():
                 mean, half = zip(*by_samples[column], strict=True)
                 ax.errorbar(data["dials"], mean, half, label=name, capsize=2, lw=1)
-            ax.set(title=f"{title}, {samples} transitions", xlabel="dial (0 independent, 1 coordinated)")
-        row[0].set_ylabel("value (0: independent behaviour, 1: optimum)")
+            ax.set_title(f"{title}; {samples:,} transitions", fontsize=9)
+        row[0].set_ylabel("value")
+    for ax in axes[-1]:
+        ax.set_xlabel("dial of the behaviour (0 independent, 1 coordinated)")
     axes[0, 0].legend(fontsize=8)
 
 

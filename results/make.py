@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from data.datasets import QUALITIES
-from data.files import atomic, parse, run_script
+from data.files import atomic, current_commit, parse, run_script
 
 HERE = Path(__file__).parent
 TABLE, CURVES, FIGURE = HERE / "discrete.csv", HERE / "discrete_curves.csv", HERE / "weights.png"
@@ -100,7 +100,7 @@ def write(path: Path, rows: list[dict]) -> None:
 def run(cell: dict) -> tuple[dict, list[dict]]:
     """Run a cell; returns its row of the table and its rows of the curves."""
     line = command(cell)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    commit = current_commit()
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | KEEP_MEMORY
     folder = Path("runs/results") / name_of(cell)
     shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run left

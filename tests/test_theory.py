@@ -356,22 +356,61 @@ def test_extreme_values_equal_the_best_and_worst_choice_of_sizes(seed, states, g
 
 
 @few
-@given(SEEDS, STATES, st.floats(0.01, 0.95))
-def test_the_worst_critic_is_lipschitz_fits_and_beats_every_other(seed, states, gamma):
-    """Its range is within 2/(1-g), its eps_FQI is 0, and no critic with values -1/(1-g) and 1/(1-g), one a state, nor a
-    random one within them, has a larger |V - Vhat| - |eps_FQI|."""
+@given(SEEDS, st.integers(1, 3), GAMMA)
+def test_fit_errors_equal_loops(seed, states, gamma):
+    """V - Vhat from the start, and the Bellman residual of the logged actions, next ones by `actions`."""
+    world = a_world(seed, 2, 2, states, gamma)
+    actions, reach = dec_mdps.product(world.policies), 1 / (1 - float(world.gamma.max()))
+    q = torch.randn(world.rewards.shape, generator=generator(seed), dtype=torch.float64)
+    for logged in (actions, world.behaviour):
+        error, eps = world.fit_errors(actions, q, logged)
+        here, value = world.occupancy(world.behaviour), world.value(actions)
+        for i in range(2):
+            v_hat = [sum(map(float, actions[i, s] * q[i, s])) for s in range(states)]
+            residual, gamma_i = 0.0, float(world.gamma[i])
+            for s, j in indices(states, 4):
+                ahead = sum(float(world.transitions[i, s, j, t]) * v_hat[t] for t in range(states))
+                gap = float(world.rewards[i, s, j]) + gamma_i * ahead - float(q[i, s, j])
+                residual += float(here[i, s] * logged[i, s, j]) * gap
+            assert abs(float(eps[i]) - residual / (1 - gamma_i)) < 1e-10 * reach
+            guess = sum(float(world.start[i, s]) * v_hat[s] for s in range(states))
+            assert abs(float(error[i]) - (float(value[i]) - guess)) < 1e-10 * reach
+
+
+def check_worst_critic(worst_critic, seed, states, gamma):
+    """Its range is within 2/(1-g), its eps_FQI is 0, and no critic that is -1/(1-g) or 1/(1-g) at every pair, nor a
+    random one within them, has a larger |V - Vhat| - |eps_FQI|, with either kind of logged actions."""
     world = a_world(seed, 2, 2, states, gamma)
     actions, reach = dec_mdps.product(world.policies), 1 / (1 - gamma)
-    worst = world.worst_critic(actions)
-    assert ((worst.amax((1, 2)) - worst.amin((1, 2))) <= 2 * reach * (1 + 1e-12)).all()
-    error, eps = world.fit_errors(actions, worst)
-    close(eps, torch.zeros(2), 1e-9 * reach**2)
-    signs = exact(list(itertools.product((-reach, reach), repeat=states)))
-    others = [row.expand(2, -1).unsqueeze(-1).expand_as(world.rewards) for row in signs]
-    others += [reach * (2 * torch.rand(world.rewards.shape, generator=generator(seed), dtype=torch.float64) - 1)]
-    for q in others:
-        found, residual = world.fit_errors(actions, q)
-        assert (found.abs() - residual.abs() <= error.abs() + 1e-9 * reach**2).all()
+    for logged in (actions, world.behaviour):
+        worst = worst_critic(world, actions, logged)
+        assert ((worst.amax((1, 2)) - worst.amin((1, 2))) <= 2 * reach * (1 + 1e-12)).all()
+        error, eps = world.fit_errors(actions, worst, logged)
+        close(eps, torch.zeros(2), 1e-9 * reach**2)
+        signs = exact(list(itertools.product((-reach, reach), repeat=4 * states)))
+        drawn = reach * (2 * torch.rand((20, 4 * states), generator=generator(seed), dtype=torch.float64) - 1)
+        for row in torch.cat([signs, drawn]):
+            found, residual = world.fit_errors(actions, row.view(1, states, 4).expand(2, -1, -1), logged)
+            assert (found.abs() - residual.abs() <= error.abs() + 1e-9 * reach**2).all()
+
+
+MISTAKES["worst critic"] = {
+    "too small": lambda world, actions, logged: world.worst_critic(actions, logged) / 2,
+    "too large": lambda world, actions, logged: 2 * world.worst_critic(actions, logged),
+    "does not fit": lambda world, actions, logged: world.worst_critic(actions, logged) + 1,
+    "one kind of logged actions": lambda world, actions, logged: world.worst_critic(actions, actions),
+}
+
+
+@few
+@given(SEEDS, st.integers(1, 2), st.floats(0.01, 0.95))
+def test_the_worst_critic_is_lipschitz_fits_and_beats_every_other(seed, states, gamma):
+    check_worst_critic(dec_mdps.DecMDPs.worst_critic, seed, states, gamma)
+
+
+@mistakes("worst critic")
+def test_a_critic_that_is_not_the_worst_is_noticed(wrong):
+    rejects(check_worst_critic, wrong, 0, 2, 0.9)
 
 
 # ------------------------------------------------------------------------------------ who is replaced
@@ -608,7 +647,7 @@ def small_tradeoff():
 def test_tradeoff_as_a_whole_learns_and_reports():
     rows, data = small_tradeoff()
     assert [row.verdict for row in rows if row.expected in ("holds", MEASURED)] == ["holds", "holds", MEASURED]
-    assert len(data["panels"]) == 4
+    assert len(data["panels"]) == 6
     for methods in data["panels"].values():
         assert set(methods) == {"icql-qs", "joint", "uniform", "spacql", "joint - icql-qs"}
         for name, ((first, second),) in methods.items():
@@ -659,14 +698,15 @@ def altered(claim, old, new):
 HALVED_FUNCTIONS = {
     "lemma1, linear": ("occupancy_bound", "lemma1", "W1(d^S, d^0) <= g/(1-g)"),
     "lemma1, coupling": ("coupling_bound", "lemma1", "sharper"),
-    "lemma2, kappa*": ("occupancy_bound", "lemma2", "W1 <= g/(1-g) (sum_S TV_i + kappa*)"),
+    "lemma2, kappa_S": ("occupancy_bound", "lemma2", "W1 <= g/(1-g) (sum_S TV_i + kappa_S)"),
     "lemma2, 2 kappa": ("occupancy_bound", "lemma2", "the same with 2 kappa"),
     "theorem1, two or more": ("value_bound", "theorem1", "|V - Vhat| <= eps"),
     "theorem1, one": ("value_bound", "theorem1", "one deviating agent"),
+    "theorem1, own actions": ("logged_bound", "theorem1", "eps_FQI on the data's own actions"),
     "theorem2": ("value_bound", "theorem2", "|V - Vhat| <= eps"),
     "theorem3, mixture": ("value_bound", "theorem3", "|V_w - Vhat| <= eps"),
-    "theorem3, team: estimation": ("value_bound", "theorem3", "V^pi: .."),
-    "theorem3, team: bias": ("bias_bound", "theorem3", "V^pi: .."),
+    "theorem3, bias": ("bias_bound", "theorem3", "|V^pi - V_w| <="),
+    "theorem3, team: estimation": ("value_bound", "theorem3", "|V^pi - Vhat| <="),
     "tradeoff, bias": ("bias_bound", "tradeoff", "|V^pi - V(m_k)| <="),
     "correlation, value": ("bias_bound", "correlation", "|V(mu) - V("),
     "adaptive, floor": ("floor_factor", "adaptive", "u floored at c"),
@@ -687,6 +727,7 @@ HALVED_SOURCES = {
         "total / (2 - 2 * world.gamma)",
         "state-action occupancy: W1",
     ),
+    "lemma2, factor 2": ("lemma2", "(world.kappa(subset), 2 * kappa)", "(world.kappa(subset), kappa)", "kappa_S <= 2"),
     "theorem3, shift": ("theorem3", "share * world.agent_tv()", "share / 2 * world.agent_tv()", "TV(m_w, mu)"),
     "coverage, shift": (
         "coverage",
@@ -721,19 +762,19 @@ def test_half_a_constant_within_a_claim_fails(case):
 SHARP = {
     "contraction": ["T^(k)", "T^SP:", "T^SP w"],
     "lemma1": ["W1(d^S, d^0) <= g/(1-g)", "sharper", "state-action occupancy: W1"],
-    "theorem1": ["|V - Vhat| <= eps", "one deviating agent"],
-    "lemma2": ["W1 <= g/(1-g) (sum_S TV_i + kappa*)"],
+    "theorem1": ["|V - Vhat| <= eps", "one deviating agent", "eps_FQI on the data's own actions"],
+    "lemma2": ["W1 <= g/(1-g) (sum_S TV_i + kappa_S)", "kappa_S <= 2 kappa"],
     "theorem2": ["|V - Vhat| <= eps"],
-    "theorem3": ["TV(m_w, mu)", "|V_w - Vhat| <= eps", "V^pi: .."],
+    "theorem3": ["TV(m_w, mu)", "|V_w - Vhat| <= eps", "|V^pi - V_w| <=", "|V^pi - Vhat| <="],
     "correlation": ["|V(mu) - V("],
 }
 
 
 @pytest.mark.parametrize("name", SHARP)
 def test_constants_called_sharp_are_attained(name):
-    """To 2% on the default sweep (kappa* and imitation have 1 - p of rare_trigger, 0.99)."""
+    """To 3% on the default sweep."""
     for statement in SHARP[name]:
-        assert 0.98 < named(unmutated(name), statement).tightness_max < 1 + 1e-9
+        assert 0.97 < named(unmutated(name), statement).tightness_max < 1 + 1e-9
 
 
 def test_one_agent_more_breaks_theorem3(monkeypatch):
@@ -793,6 +834,7 @@ FAILING = {
     "adaptive": ["T^SP with w_k ~ 1/u_k contracts", "T^SP with w_k ~ 1/u_k has one fixed point"],
     "proposition1": ["the same after each gradient is clipped"],
     "lemma1": ["the same constant g/(1-g) for state-action"],
+    "theorem1": ["the same where eps_FQI is on"],
     "lemma2": ["kappa against the product", "kappa is independent of n"],
     "theorem3": ["the same for V^pi"],
     "tradeoff": ["V(m_k) = mean over S", "the bias falls with k"],
@@ -908,7 +950,7 @@ def test_the_bias_can_be_largest_between_one_and_all_agents():
 
 def test_logged_pairs_can_depend_more_than_all_agents_do():
     """rare_trigger in fractions: kappa_S = 2 (1-p) kappa for S = {0}, though kappa covers all agents."""
-    p, flip = Fraction(1, 100), Fraction(1, 1000) * (1 - Fraction(9, 10))
+    p, flip = Fraction(1, 1000), Fraction(1, 10_000)
     pair, together = [1 - flip, flip], [[1 - flip, 0], [0, flip]]
     mu = {(0, a, b): (1 - p) * pair[a] * pair[b] for a, b in indices(2, 2)}
     mu |= {(1, a, b): p * together[a][b] for a, b in indices(2, 2)}
@@ -1124,29 +1166,80 @@ def matrix_game(rewards):
 
 @pytest.mark.parametrize("others", ["logged", "policies"])
 @pytest.mark.parametrize("method", ["icql-qs", "joint", "uniform", "spacql"])
-@pytest.mark.parametrize("best", range(4))
-def test_learning_finds_the_best_actions_of_an_easy_game(best, method, others):
-    """Each agent gains by its own part of the best joint action, whatever the other does."""
-    wanted = joint_actions(2, 2)[best]
-    world = matrix_game(
-        [sum(a == b for a, b in zip(played, wanted, strict=True)) - 1 for played in joint_actions(2, 2)]
-    )
-    counts = tabular.draw_transitions(world, 1000, generator(0))
-    prior = torch.zeros(1, 1, 1, 4, dtype=torch.float64)
-    team, weights = tabular.learn_offline(world, counts, counts.unsqueeze(1), prior, method, others, sweeps=20)
-    close(team[0, :, 0], torch.eye(2)[list(wanted)])
-    close(weights, torch.full((len(spacql.backup_sizes(method, 2)),), 1 / len(weights)))  # no spread to tell them apart
+def test_learning_finds_the_best_actions_of_an_easy_game(method, others):
+    """Each agent gains by its own part of the best joint action, whatever the other does; with one member and a lot of
+    data the last teams are that joint action, wherever it is."""
+    for wanted in joint_actions(2, 2):
+        world = matrix_game([sum(a == b for a, b in zip(played, wanted, strict=True)) - 1 for played in indices(2, 2)])
+        counts = tabular.draw_transitions(world, 1000, generator(0))
+        prior = torch.zeros(1, 1, 1, 4, dtype=torch.float64)
+        teams = tabular.learn_offline(world, counts, counts.unsqueeze(1), prior, method, others, sweeps=20, kept=3)
+        close(teams[:, 0, :, 0], torch.eye(2)[list(wanted)].expand(3, -1, -1))
 
 
-def test_learning_with_several_members_reports_weights_on_the_simplex():
-    world = soft_world(0, agents=3)
-    g = generator(0)
-    counts = tabular.draw_transitions(world, 30, g)
-    prior = 2 * dec_mdps.uniform(g, 2, 4, 3, 8) - 1
-    team, weights = tabular.learn_offline(world, counts, tabular.bootstrap(counts, 4, g), prior, "spacql", sweeps=10)
-    assert weights.shape == (3,) and (weights > 0).all() and float(weights.sum()) == pytest.approx(1)
-    close(team.sum(-1), torch.ones(2, 3, 3))
-    assert set(team.flatten().tolist()) == {0.0, 1.0}
+def check_learning(learn, others):
+    """A few sweeps by loops: q by the fitted backup, rewards less their mean in the data, and agents that compare their
+    actions by min_j q, averaged over the other agents' joint actions, in the data or by their policies."""
+    world, sweeps, step = soft_world(6, agents=3, states=2, instances=4), 8, 0.3
+    world = replace(world, behaviour=a_world(0, 3, 2, 2, 0.9, 4).behaviour, rewards=world.rewards - 0.7)
+    counts = tabular.draw_transitions(world, 40, generator(0))
+    members = tabular.bootstrap(counts, 2, generator(1))
+    prior = torch.randn((4, 2, 2, 8), generator=generator(2), dtype=torch.float64)
+    visits, order = counts.sum(-1).view(4, 2, 8), joint_actions(3, 2)
+    means = [float((visits[i] * world.rewards[i]).sum()) / 40 for i in range(4)]
+    centred = replace(world, rewards=world.rewards - exact(means).view(4, 1, 1))
+    policies, q, expected = torch.full_like(world.policies, 0.5), prior, []
+    for _ in range(sweeps):
+        q, _ = tabular.fitted_backup(centred, members, prior, q, dec_mdps.query_kernel(policies), "spacql")
+        least, gains = q.amin(1), torch.zeros_like(policies)
+        for i, n, s, j in indices(4, 3, 2, 8):
+            played = order[j]
+            if others == "policies":
+                chance = math.prod(float(policies[i, m, s, played[m]]) for m in range(3) if m != n)
+            else:
+                alike = [m for m, row in enumerate(order) if all(row[x] == played[x] for x in range(3) if x != n)]
+                chance = float(sum(visits[i, s, m] for m in alike)) / max(float(visits[i, s].sum()), 1)
+            gains[i, n, s, played[n]] += chance * float(least[i, s, j])
+        expected.append(torch.eye(2, dtype=torch.float64)[gains.argmax(-1)])
+        policies = (1 - step) * policies + step * expected[-1]
+    close(learn(world, counts, members, prior, "spacql", others, sweeps=sweeps, kept=sweeps, step=step),
+          torch.stack(expected))  # fmt: skip
+
+
+MISTAKES["learning"] = {
+    "the other kind of others": lambda *args, **options: tabular.learn_offline(
+        *args[:-1], "logged" if args[-1] == "policies" else "policies", **options
+    ),
+    "small steps": lambda *args, **options: tabular.learn_offline(*args, **(options | {"step": 0.01})),
+    "another backup": lambda *args, **options: tabular.learn_offline(*args[:4], "joint", args[-1], **options),
+    "one dataset for all members": lambda world, counts, members, *args, **options: tabular.learn_offline(
+        world, counts, members[:, :1].expand_as(members), *args, **options
+    ),
+    "agents in reverse": lambda *args, **options: tabular.learn_offline(*args, **options).flip(2),
+}
+
+
+@pytest.mark.parametrize("others", ["logged", "policies"])
+def test_learning_equals_a_loop_over_agents_and_actions(others):
+    check_learning(tabular.learn_offline, others)
+
+
+@pytest.mark.parametrize("others", ["logged", "policies"])
+@mistakes("learning")
+def test_wrong_learning_is_noticed(wrong, others):
+    rejects(check_learning, wrong, others)
+
+
+def test_agents_compare_actions_by_value_and_not_by_how_often_they_were_logged():
+    """Equation (6) takes the others' actions from the data, not the agent's own: an action that was logged in one of
+    ten cases wins if it pays more, whatever constant is added to all rewards."""
+    for constant in (-1.0, 0.0):
+        rewards = [0.0 + constant, 0.4 + constant, 0.4 + constant, 1.0 + constant]
+        world = dec_mdps.one_state([0.81, 0.09, 0.09, 0.01], [[0.5, 0.5]] * 2, rewards, 0.5)
+        counts = tabular.draw_transitions(world, 10_000, generator(0))
+        prior = torch.zeros(1, 1, 1, 4, dtype=torch.float64)
+        team = tabular.learn_offline(world, counts, counts.unsqueeze(1), prior, "joint", "logged", 20, 1)
+        close(team[0, 0, :, 0], [[0.0, 1.0], [0.0, 1.0]])
 
 
 # ------------------------------------------------------------------------------------------------- verdicts
@@ -1158,12 +1251,16 @@ def test_learning_with_several_members_reports_weights_on_the_simplex():
         (1.0, 1.0, "holds", "holds"),
         (1 + 1e-12, 1.0, "holds", "holds"),
         (1 + 1e-6, 1.0, "holds", FAILS),
-        (1e6 + 1e-5, 1e6, "holds", "holds"),
+        (1e6 + 1e-6, 1e6, "holds", "holds"),
         (1e6 + 1, 1e6, "holds", FAILS),
         (1e-6, 0.0, "holds", FAILS),
-        (math.nan, 1.0, "holds", FAILS),
-        (1.0, math.nan, "holds", FAILS),
-        (math.inf, 1.0, "holds", FAILS),
+        (1e-10, 0.0, "holds", FAILS),
+        (math.nan, 1.0, "holds", "not a number"),
+        (1.0, math.nan, "holds", "not a number"),
+        (math.inf, 1.0, "holds", "not a number"),
+        (math.nan, 1.0, FAILS, "not a number"),
+        (math.nan, 1.0, CONDITION, "not a number"),
+        (math.nan, 1.0, MEASURED, "not a number"),
         (0.5, 1.0, CONDITION, CONDITION),
         (1.5, 1.0, CONDITION, FAILS),
         (1.5, 1.0, FAILS, FAILS),
@@ -1185,7 +1282,6 @@ def test_a_row_has_slack_tightness_and_the_break():
     assert (row.tried, row.worst_slack, row.tightness_median, row.tightness_max, row.note) == (4, 0.0, 0.5, 1.0, "why")
     broken = check("a", [(exact([1.0, 5.0]), exact(4.0))], note="why")
     assert broken.worst_slack == -1 and broken.note == "value 5 > bound 4 (try 1). why"
-    assert check("a", [(exact([math.nan, 0.0]), exact(4.0))]).note.startswith("value nan > bound 4 (try 0)")
     measured = check("a", [(exact([1.0]), exact(4.0))], MEASURED)
     assert measured.tightness_median is None is measured.tightness_max
 
@@ -1270,8 +1366,8 @@ def test_the_command_line_prints_rows_and_writes_files_the_same_each_time(tmp_pa
     )
     report = json.loads(files["tmp/theory.json"])
     assert report["args"] == dict(out="tmp", only="lemma1,theorem3", agents=4, instances=8, seed=0)
-    assert [row["claim"] for row in report["rows"]] == ["lemma1"] * 5 + ["theorem3"] * 4
-    for number, (row, line) in enumerate(zip(report["rows"], said.splitlines()[1:10], strict=True), 1):
+    assert [row["claim"] for row in report["rows"]] == ["lemma1"] * 5 + ["theorem3"] * 5
+    for number, (row, line) in enumerate(zip(report["rows"], said.splitlines()[1:11], strict=True), 1):
         assert line.split()[:2] == [str(number), row["claim"]] and line.endswith(row["statement"])
         assert row["verdict"] == row["expected"] and row["verdict"] in line
 
