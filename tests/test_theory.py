@@ -623,9 +623,9 @@ def test_missing_queries_are_bounded_whatever_the_sizes(seed, agents, actions, s
     assert ((logged >= -1e-12) & (logged <= 1 + 1e-12)).all() and logged[:, 0].abs().max() < 1e-12
 
 
-def without_learning(*_):
-    """In place of tabular.backup_curves: one point, so that tradeoff's exact rows need no training."""
-    return {"none": {"joint - icql-qs": [[[0.0, 0.1]]]}}
+def without_learning(sizes, dials, *_):
+    """In place of tabular.backup_curves: no difference anywhere, so that tradeoff's exact rows need no training."""
+    return {"none": {"joint - icql-qs": [[[0.0, 0.1] for _ in dials] for _ in sizes]}}
 
 
 @few
