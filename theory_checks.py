@@ -160,7 +160,7 @@ def adaptive(sweep):
         q = exact([[[0, 10], [2 * e, 10 + 2 * e]], [[e / 2, 10 - e / 2], [1.5 * e, 10 + 2.5 * e]]])
         factors.append(float(0.95 * adaptive_value(q).diff().abs() / (e / 2)))
     note += f"With spreads {listed(spreads, 'g')} around values 0 and 10 the factor is {listed(factors, '.4g')}."
-    gap, example = two_fixed_points(sweep.generator, 20 * sweep.instances)
+    gap, example = two_fixed_points(sweep.generator, max(1000, 20 * sweep.instances))
 
     floors, boxes, frozen, gen = [], [], [], sweep.generator
     e, d = 0.05, 1e-6
@@ -390,10 +390,10 @@ def lemma2(sweep):
     note = f"""rare_trigger at g = 0.9: three agents, S = {{0}}, pi_0 = mu_0 (sum TV = 0), kappa = {kappa:.3g}, \
 kappa_S = {world.kappa([0]).item():.3g}; W1 {moved:.4g} > {float(occupancy_bound(0.9, kappa)):.4g}."""
     teams = []
-    for num in range(2, sweep.agents + 1):
+    for num in range(2, max(3, sweep.agents) + 1):
         team = product(exact([0.9, 0.1]).expand(1, num, 1, 2))
         teams.append(tv((team + team.flip(-1)) / 2, exact(0.5**num)).item())
-    grows = f"""two teams that prefer opposite actions (0.9), equally mixed, n = 2 to {sweep.agents}: kappa = \
+    grows = f"""two teams that prefer opposite actions (0.9), equally mixed, n = 2 to {num}: kappa = \
 {listed(teams, ".3f")}, though each pair of agents is as dependent as for n = 2."""
     return [
         check("W1 <= g/(1-g) (sum_S TV_i + kappa_S); condition: kappa of this split (S, rest)", exact_split, CONDITION),

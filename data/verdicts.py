@@ -94,9 +94,14 @@ def save(folder: Path, args: dict, rows, data: dict) -> None:
 
 def check_folder(folder: Path) -> None:
     """Raise InputError now where `save` could not write later."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"cannot write to {folder}: {existing} is not a writable folder")
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+        reason = "" if there.is_dir() and os.access(there, os.W_OK) else f"{there} is not a writable folder"
+        folder.exists()  # raises for impossible names
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise InputError(f"cannot write to {folder}: {reason}")
 
 
 def draw_subsets(figure, data) -> None:

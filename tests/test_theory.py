@@ -1202,8 +1202,9 @@ def check_learning(learn, others):
             gains[i, n, s, played[n]] += chance * float(least[i, s, j])
         expected.append(torch.eye(2, dtype=torch.float64)[gains.argmax(-1)])
         policies = (1 - step) * policies + step * expected[-1]
-    close(learn(world, counts, members, prior, "spacql", others, sweeps=sweeps, kept=sweeps, step=step),
-          torch.stack(expected))  # fmt: skip
+    for kept in (sweeps, 3):
+        teams = learn(world, counts, members, prior, "spacql", others, sweeps=sweeps, kept=kept, step=step)
+        close(teams, torch.stack(expected[-kept:]))
 
 
 MISTAKES["learning"] = {
@@ -1328,6 +1329,12 @@ def test_a_folder_that_cannot_be_made_is_refused(below, tmp_path):
     assert not (tmp_path / "to").exists()
 
 
+def test_a_link_to_nowhere_is_refused(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="is not a writable folder"):
+        verdicts.check_folder(tmp_path / "link")
+
+
 def test_a_folder_without_write_permission_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(InputError, match="is not a writable folder"):
@@ -1406,7 +1413,16 @@ BAD_FLAGS = {
     "--seeds 1": "Unrecognized options: --seeds",
     "--out file": "cannot write to file: file is not a writable folder",
     "--out file/sub": "cannot write to file/sub: ",
+    f"--out {'a' * 300}": "File name too long",
 }
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_smallest_flags_bring_no_surprise(seed):
+    """Two agents and two instances: counterexamples are found all the same."""
+    sweep = make_sweep(seed, instances=2, agents=2)
+    for claim in (theory_checks.lemma2, theory_checks.adaptive):
+        assert surprises(claim(sweep)[0]) == []
 
 
 @pytest.mark.parametrize("flags", BAD_FLAGS)
