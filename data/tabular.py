@@ -4,8 +4,7 @@ SPaCQL with tables in place of networks: members are bootstrap resamples of the 
 member has not seen keeps a random prior value (an untrained network's), and the minimum over members is the only
 pessimism, a stand-in for the penalty: unlike CQL it is bounded by the prior's range. Agents improve against the others'
 logged actions, equation (6). Everything but the dataset itself is exact. Here u_k is a mean over the queries of a
-logged
-(s', a'), where spacql.py has the one query that it drew.
+logged (s', a'), where spacql.py has the one query that it drew.
 
 Array letters as in dec_mdps.py, and E members, K replacement sizes, X = S * J state-action pairs.
 """
@@ -43,11 +42,10 @@ def bootstrap(counts, members, generator):
 
 
 def fitted_backup(world, counts, prior, q, kernel, method):
-    """One backup of every member: q, prior [I, E, S, J], counts [I, E, X, X], kernel [I, 1 + K, S, J, J] -> q [I, E, S,
-    J].
+    """One backup of every member: q and prior [I, E, S, J], counts [I, E, X, X], kernel [I, 1 + K, S, J, J].
 
-    The logged a' of each transition is used as logged. u_k and min_j are averaged over the k-replaced queries of (s',
-    a').
+    Returns the new q and the weights [I, S, J, K] of each (s', a'). The logged a' of a transition is used as logged; u_k
+    and min_j are averaged over its k-replaced queries.
     """
     sizes = spacql.backup_sizes(method, world.num_agents)
     values, u = (torch.einsum("iksab,isb->isak", kernel[:, sizes], x) for x in (q.amin(1), spacql.uncertainty(q)))
