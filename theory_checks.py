@@ -6,20 +6,23 @@ Reference: Jin and Montana, "Partial Action Replacement: Tackling Distribution S
     python theory_checks.py                                     # all claims, a minute or two
     python theory_checks.py --only lemma1,theorem3 --agents 8 --instances 200 --seed 0 --out results/theory
 
-A claim is one function: its docstring defines, states and proves it; it returns rows of a table. A row has value and
-bound of everything tried, hence slack (bound - value), tightness (value / bound) and a verdict: "holds"; "holds with a
-condition", which the row names; "fails", a published wording or a natural guess, with its counterexample (other rows
-have what does hold); "measured", where finite datasets are drawn or no theorem is at stake. All else is exact in
-float64: linear solves and sums over all joint actions. The exit status is 1 if a verdict is not the expected one.
+A claim is one function: its docstring defines, states and proves it. It returns rows of a table: the number of tries,
+the worst slack (bound - value), tightness (value / bound) and a verdict: "holds"; "holds with a condition", which the
+row names; "fails", a published wording or a natural guess, with its counterexample (other rows have what does hold);
+"measured", where finite datasets are drawn or no theorem is at stake. All else is exact in float64: linear solves and
+sums over all joint actions. The exit status is 1 if a verdict is not the expected one.
+
+    contraction, adaptive: T^(k), T^SP      proposition1: semi-gradients      lemma1, theorem1: factorised mu
+    lemma2, theorem2: correlated mu         theorem3: k_eff      coverage, tradeoff, correlation: in practice
 
 Conventions: rewards in [-1, 1], so values lie within 1/(1-g) (g is gamma); V is the unnormalised discounted value from
-the start distribution; TV is half the L1 distance and TV_i = max_s TV(pi_i(.|s), mu_i(.|s)), mu_i a marginal of mu;
-occupancies are normalised, d = (1-g) sum_t g^t Pr(s_t); the ground metric is 0-1, so W1 is TV. For a set S of agents,
-(pi_S, mu_-S) means pi_i for i in S, and the other agents' joint marginal of mu.
+the start distribution rho, Vhat = E_rho Qhat; TV is half the L1 distance, TV_i = max_s TV(pi_i(.|s), mu_i(.|s)), mu_i a
+marginal of mu; d^m and P_m are the normalised occupancy, (1-g) sum_t g^t Pr(s_t), and state kernel under a joint action
+distribution m; the ground metric is 0-1, so W1 is TV. For a set S of agents, (pi_S, mu_-S) means pi_i for i in S and
+the others' joint marginal of mu, d^S its occupancy; m_k replaces k random agents, drawn afresh at every step.
 
 Array letters: I Dec-MDPs side by side, S states, N agents, A actions of an agent, J = A^N joint actions, K replacement
-sizes 1..N, E ensemble members. The Dec-MDPs and their exact values are in data/dec_mdps.py, tabular learning from
-finite datasets in data/tabular.py, verdicts and figures in data/verdicts.py.
+sizes, E members. Dec-MDPs: data/dec_mdps.py; learning: data/tabular.py; verdicts, figures: data/verdicts.py.
 """
 
 import math
@@ -100,7 +103,7 @@ def vacuous_note(what, largest):
 
 
 def contraction(sweep):
-    """Claim 1: |T Q - T Q'| <= g |Q - Q'| in the sup norm for each T^(k), for T^SP with any weights w(s') on the
+    """|T Q - T Q'| <= g |Q - Q'| in the sup norm for each T^(k), for T^SP with any weights w(s') on the
     simplex that do not depend on Q, and for their ensemble version with min_j inside (sup norm over members too).
 
     Proof: |min_j Q_j - min_j Q'_j| <= max_j |Q_j - Q'_j|; averaging over a'^(k), over k by w and over s' by P are
@@ -108,7 +111,7 @@ def contraction(sweep):
     nothing better holds. (tests/test_theory.py checks these operators against spacql.partial_replacement.)
     """
     factors = {"T^(k)": [], "T^SP": [], "T^SP with min": []}
-    for world in sweep.worlds + sweep.correlated:
+    for world in sweep.factorised + sweep.correlated:
         mixtures = world.mixtures()
         (count, num), (states, joint) = mixtures.shape[:2], mixtures.shape[2:]
         for members in (1, 3):
@@ -116,9 +119,8 @@ def contraction(sweep):
             noise = uniform(sweep.generator, count, members, states, joint) - 0.5
             for difference in (noise, noise.sign(), torch.ones_like(noise)):
                 for k in range(num + 1):  # T^(1) .. T^(N), then random weights
-                    weights = one_hot_weights(k, count, states, num)
-                    if k == num:
-                        weights = distributions(sweep.generator, count, states, num)
+                    drawn = distributions(sweep.generator, count, states, num)
+                    weights = one_hot_weights(k, count, states, num) if k < num else drawn
                     change = backup(world, mixtures, weights, q + difference) - backup(world, mixtures, weights, q)
                     name = "T^SP with min" if members > 1 else "T^(k)" if k < num else "T^SP"
                     factors[name].append((sup(change) / sup(difference), world.gamma))
@@ -126,7 +128,7 @@ def contraction(sweep):
 
 
 def adaptive(sweep):
-    """Claim 2: T^SP with the weights of equation (3), w_k ~ 1/u_k, is a contraction. It is NOT.
+    """T^SP with the weights of equation (3), w_k ~ 1/u_k, is a contraction. It is NOT.
 
     Counterexample: one state, two agents (K = 2), two members. The weights depend on ratios of the u_k only, so with
     spreads of order e, changes of order e move a weight from 1/2 to anything, and the target by a share of the distance
@@ -135,20 +137,19 @@ def adaptive(sweep):
     one damped iteration end at different values from two states on (with one state u cannot depend on V).
 
     What holds instead:
-    (a) Weights that do not depend on Q contract (claim 1).
+    (a) Weights that do not depend on Q contract (`contraction`).
     (b) A floor c on u: factor <= g (1 + H / (2c)), H the range over k of v_k = E min_j Q_j(k-replaced), at most over
         states. Proof: |sum w v - sum w' v'| <= max |v - v'| + TV(w, w') H; the softmax w of -log max(u, c) has TV(w,
         w') <= max |log max(u, c) - log max(u', c)| / 2 <= |Q - Q'| / (2c), as a standard deviation changes by no more
-        than its arguments. It proves a contraction where c > g H / (2 (1-g)). But if all values lie in a range of H, u
-        <= H/2: for g >= 1/2 it proves one only where the floor makes the weights uniform.
+        than its arguments. It proves a contraction where c > g H / (2 (1-g)). But if all members' values lie in a range
+        of H, u <= H/2: for g >= 1/2 it proves one only where the floor makes the weights uniform.
     (c) A box: with Q_low, Q_high the fixed points of r + g P min_k E_(m_k) and max_k, all iterates under any weights,
         adaptive ones too, approach [Q_low, Q_high] at rate g. Proof: both operators are monotone contractions that
         sandwich T^SP; Q >= Q_low - e implies T^SP Q >= Q_low - g e. So the iteration cannot diverge.
     (d) One shared target Y, exact and for all (s, a) at once (Q_j <- Q_j + h (Y - Q_j), 0 < h < 1): members'
         differences all shrink by (1 - h), their ratios stay, so w never changes and the iteration contracts by 1 - h +
         h g. There SPaCQL is a fixed mixture with weights chosen by the *initialisation*; only updates that are unequal
-        across
-        (s, a) or members move w.
+        across (s, a) or members move w.
     """
     # The smallest on integers, [member][k] values of the k-replaced queries: 0..3 is the least range with all u_k > 0.
     q = exact([[[0, 1], [1, 3]], [[1, 2], [2, 3]]])
@@ -167,7 +168,7 @@ def adaptive(sweep):
     q = exact([[[0, 15], [2 * (e + d), 15 + 2 * (e + d)]], [[d, 15 - d], [2 * e + d, 15 + 2 * e + 3 * d]]])
     moved = adaptive_value(q, floor=e).diff().abs() / d  # sharp: (b) with u_k at the floor
     floors.append((0.95 * moved, 0.95 * floor_factor(exact([15.0]), e)))
-    for world in sweep.worlds + sweep.correlated:
+    for world in sweep.factorised + sweep.correlated:
         mixtures = world.mixtures()
         count, _, states, joint = mixtures.shape
         q = (2 * uniform(gen, count, 3, states, joint) - 1) / (1 - world.gamma).view(-1, 1, 1, 1)
@@ -226,12 +227,12 @@ def adaptive_value(sizes, floor=0.0):
 
 
 def floor_factor(reach, floor):
-    """Claim 2 (b) without g: 1 + H / (2c)."""
+    """`adaptive` (b) without g: 1 + H / (2c)."""
     return 1 + reach / (2 * floor)
 
 
 def proposition1(sweep):
-    """Claim 3: the average over agents of ICQL-QS's semi-gradients is the semi-gradient of one centralised TD loss.
+    """Proposition 1: the mean of ICQL-QS's semi-gradients over agents is the semi-gradient of one centralised TD loss.
 
     Agent i's target is Y_i = r + g min_j Qtarget_j(s', pi_i, a'_-i); the centralised one is T^ai = (1/n) sum_i T_i^ind,
     i.e. mean_i Y_i. Proof: the semi-gradient of (Q - Y)^2 is 2 (Q - Y) grad Q, affine in Y; the penalty does not
@@ -280,19 +281,18 @@ def semi_gradient(critic, q, target, limit):
 
 
 def lemma1(sweep):
-    """Claim 4: with factorised mu, W1(d^S, d^0) <= g/(1-g) sum_(i in S) TV_i, for state occupancies d^S of (pi_S,
-    mu_-S) and d^0 of mu.
+    """Lemma 1, factorised mu: W1(d^S, d^mu) <= g/(1-g) sum_(i in S) TV_i for state occupancies, any set S of agents.
 
-    Proof: d = (1-g) rho + g P^T d, so d^S - d^0 = g P_S^T (d^S - d^0) + g (P_S - P_0)^T d^0; P_S^T does not enlarge L1
-    norms, hence W1 <= g/(1-g) max_s TV(joint), and the TV of a product is at most the sum of the factors' TVs.
+    Proof: d = (1-g) rho + g P^T d, so d^S - d^mu = g P_S^T (d^S - d^mu) + g (P_S - P_mu)^T d^mu; P_S^T does not enlarge
+    L1 norms, hence W1 <= g/(1-g) max_s TV(joint), and the TV of a product is at most the sum of the factors' TVs.
     Sharper: couple the two processes until their actions first differ, with chance at most T = max_s TV(joint) a step;
     W1 <= 1 - (1-g)/(1-g(1-T)) = g T / (1-g+g T), which is below 1 always and attained (trap_worlds).
-    State-action occupancy d(s) m(a|s): TV <= TV(d^S, d^0) + E_d^0 TV(joint), so the constant is 1/(1-g); with g/(1-g)
+    State-action occupancy d(s) m(a|s): TV <= TV(d^S, d^mu) + E_d^mu TV(joint), so the constant is 1/(1-g); with g/(1-g)
     it fails, most plainly at g = 0. Exponential in |S|: the largest density ratio and 1 + chi^2 are *products* over S.
     """
     state, coupled, wrong, right, products = [], [], [], [], []
     stateless = [dec_mdps.one_state([1, 0], [[0.5, 0.5]], [0, 0], gamma) for gamma in (0.0, 0.1, 0.4)]
-    for world in [*stateless, *sweep.worlds]:
+    for world in [*stateless, *sweep.factorised]:
         mu, distance = world.behaviour, world.agent_tv()
         before = world.occupancy(mu)
         for subset in subsets(world.num_agents):
@@ -313,7 +313,7 @@ def lemma1(sweep):
     value, bound = (x.item() for x in wrong[1])
     note = f"one state, one agent, g = 0.1, TV = 0.5: W1 of state-action occupancies {value:.3g} > {bound:.3g}."
     return [
-        check("W1(d^S, d^0) <= g/(1-g) sum_S TV_i, every subset S", state),
+        check("W1(d^S, d^mu) <= g/(1-g) sum_S TV_i, every subset S", state),
         check("sharper: W1 <= g T / (1-g+g T), T the joint TV", coupled),
         check("the same constant g/(1-g) for state-action occupancy", wrong, FAILS, note),
         check("state-action occupancy: W1 <= sum_S TV_i / (1-g)", right),
@@ -327,7 +327,7 @@ def coupling_bound(gamma, joint):
 
 
 def theorem1(sweep):
-    """Claim 5, Theorem 1: |V - Vhat| <= eps_subopt + eps_FQI + 4g/(1-g)^2 sum_(i in S) TV_i, factorised mu, any set S
+    """Theorem 1: |V - Vhat| <= eps_subopt + eps_FQI + 4g/(1-g)^2 sum_(i in S) TV_i, factorised mu, any set S
     of deviating agents (all of them: the theorem; one agent k: only TV_k remains).
 
     V is the value of pi' = (pi_S, mu_-S); Vhat = E_(rho, actor) Qhat for any Qhat that is 2/(1-g)-Lipschitz in the 0-1
@@ -339,11 +339,11 @@ def theorem1(sweep):
     same with e(s, a), plus range(e) TV to exchange the first action. Above 2/(1-g), the largest error of a Qhat within
     1/(1-g), the bound says nothing: from sum TV = (1-g)/(2g) on.
     """
-    every, single, printed, own, gen = [], [], [], [], sweep.generator
-    for world in sweep.worlds:
+    several, single, logged_eps, own, gen = [], [], [], [], sweep.generator
+    for world in sweep.factorised:
         for subset in subsets(world.num_agents):
             actions, total = world.replaced(subset), world.agent_tv()[:, subset].sum(-1)
-            bound, found = value_bound(world.gamma, total), single if len(subset) == 1 else every
+            bound, found = value_bound(world.gamma, total), single if len(subset) == 1 else several
             actor = product(distributions(gen, *world.policies.shape))
             drawn = (2 * uniform(gen, *world.rewards.shape) - 1) / (1 - world.gamma)[:, None, None]
             for q in (world.worst_critic(actions, actions), drawn):
@@ -352,21 +352,21 @@ def theorem1(sweep):
                 found.append((error.abs() - eps.abs(), bound))
                 found.append(((error - subopt).abs() - subopt.abs() - eps.abs(), bound))
             error, eps = world.fit_errors(actions, world.worst_critic(actions, world.behaviour), world.behaviour)
-            printed.append((error.abs() - eps.abs(), bound))
+            logged_eps.append((error.abs() - eps.abs(), bound))
             own.append((error.abs() - eps.abs(), logged_bound(world.gamma, total)))
     note = vacuous_note("the range [0, 3] of sum TV, three agents", 3)
-    value, bound, gamma = (x[0].item() for x in (*printed[-1], world.gamma))
+    value, bound, gamma = (x[0].item() for x in (*logged_eps[-1], world.gamma))
     trap = f"trap_worlds, four agents, g = {gamma}, TV_i = {1e-3 * (1 - gamma):.4g}: {value:.4g} > {bound:.4g}."
     return [
-        check("|V - Vhat| <= eps + 4g/(1-g)^2 sum_S TV_i, two or more deviate", every, note=note),
+        check("|V - Vhat| <= eps + 4g/(1-g)^2 sum_S TV_i, two or more deviate", several, note=note),
         check("one deviating agent k: only TV_k remains", single),
-        check("the same where eps_FQI is on the data's own actions", printed, FAILS, trap),
+        check("the same where eps_FQI is on the data's own actions", logged_eps, FAILS, trap),
         check("eps_FQI on the data's own actions: 4/(1-g)^2", own),
     ], {}
 
 
 def lemma2(sweep):
-    """Claim 5, Lemma 2, correlated mu: W1(d^S, d^mu) <= g/(1-g) (sum_S TV_i + kappa), one kappa, independent of n.
+    """Lemma 2, correlated mu: W1(d^S, d^mu) <= g/(1-g) (sum_S TV_i + kappa), one kappa, independent of n.
 
     Let kappa_S = max_s TV(mu, (x_(i in S) mu_i) x mu_-S). Proof with kappa_S (or its maximum over S): TV is a
     metric, so TV((pi_S, mu_-S), mu) <= TV(x_S pi_i, x_S mu_i) + kappa_S; then as Lemma 1. With kappa = max_s TV(mu,
@@ -405,7 +405,7 @@ kappa_S = {world.kappa([0]).item():.3g}; W1 {moved:.4g} > {float(occupancy_bound
 
 
 def theorem2(sweep):
-    """Claim 5, Theorem 2, correlated mu: |V - Vhat| <= eps_FQI + 4g/(1-g)^2 (sum_S TV_i + kappa_S), as in Theorem 1
+    """Theorem 2, correlated mu: |V - Vhat| <= eps_FQI + 4g/(1-g)^2 (sum_S TV_i + kappa_S), as in Theorem 1
     else; for all agents kappa_S is kappa = max_s TV(mu, product of all marginals), for others see Lemma 2. Proof: that
     of Theorem 1 with TV((pi_S, mu_-S), mu) <= TV(x_S pi_i, x_S mu_i) + kappa_S <= sum_S TV_i + kappa_S. For policies
     equal to the marginals it says nothing from kappa = (1-g)/(2g) on: 0.026 at g = 0.95.
@@ -422,7 +422,7 @@ def theorem2(sweep):
 
 
 def theorem3(sweep):
-    """Claim 5, Theorem 3: SPaCQL's bound scales with k_eff = sum_k w_k k, from ICQL-QS (1) to full joint (n).
+    """Theorem 3, factorised mu: SPaCQL's bound scales with k_eff = sum_k w_k k, from ICQL-QS (1) to full joint (n).
 
     For weights w(s') of the state alone (spacql.py's also see the drawn a') T^SP evaluates the mixture m_w = sum_k w_k
     m_k; V_w is its value, sum = sum_i TV_i, k_eff at its worst state. (a) TV(m_w, mu) <= (k_eff/n) sum: each agent is
@@ -433,9 +433,9 @@ def theorem3(sweep):
     performance difference lemma, V^pi - V_w = E_d^pi (E_pi - E_mw) Q_w / (1-g), |V^pi - V_w| <= 2/(1-g)^2 (1 - k_eff/n)
     sum. (e) So the sum of (b) and (d) holds for V^pi: small k_eff gains at most a factor of about 2g, never n.
     """
-    shift, mixture, printed, bias, corrected = [], [], [], [], []
+    shift, mixture, deployed, bias, corrected = [], [], [], [], []
     five = dec_mdps.trap_worlds(5, [0.95], [1e-5])
-    for world in [five, *sweep.worlds]:
+    for world in [five, *sweep.factorised]:
         mixtures, total, team = world.mixtures(), world.agent_tv().sum(-1), product(world.policies)
         (count, num), states = mixtures.shape[:2], mixtures.shape[2]
         sharp = [one_hot_weights(k, count, states, num) for k in range(num)]
@@ -447,24 +447,24 @@ def theorem3(sweep):
             error, eps = world.fit_errors(actions, world.worst_critic(actions, actions), actions)
             mixture.append((error.abs() - eps.abs(), bound))
             q_mixture = world.action_values(world.state_values(actions))
-            printed.append(((world.value(team) - (world.start * (team * q_mixture).sum(-1)).sum(-1)).abs(), bound))
+            deployed.append(((world.value(team) - (world.start * (team * q_mixture).sum(-1)).sum(-1)).abs(), bound))
             gap, most = world.value(team) - world.value(actions), bias_bound(world.gamma, (1 - share.amin(-1)) * total)
             bias.append((gap.abs(), most))
             corrected.append(((error + gap).abs() - eps.abs(), bound + most))
     note = f"""trap_worlds, n = 5, g = 0.95, TV_i = 1e-05, k = 1, Qhat = Q of m_1: |V^pi - Vhat| = \
-{printed[0][0].item():.4g} > {printed[0][1].item():.4g}."""
+{deployed[0][0].item():.4g} > {deployed[0][1].item():.4g}."""
     condition = "|V_w - Vhat| <= eps + 4g/(1-g)^2 (k_eff/n) sum TV_i; condition: V_w, the mixture's value"
     return [
         check("TV(m_w, mu) <= (k_eff / n) sum TV_i", shift),
         check(condition, mixture, CONDITION),
-        check("the same for V^pi, the value of the team", printed, FAILS, note),
+        check("the same for V^pi, the value of the team", deployed, FAILS, note),
         check("|V^pi - V_w| <= 2/(1-g)^2 (1 - k_eff/n) sum TV_i", bias),
         check("|V^pi - Vhat| <= the sum of the two", corrected),
     ], dec_mdps.bound_curves(value_bound, bias_bound)
 
 
 def coverage(sweep, sizes=(30, 300, 3000)):
-    """Claim 6, factorised mu: the more agents are replaced, the fewer queries (s', a'^(k)) the data contain.
+    """Factorised mu: the more agents are replaced, the fewer queries (s', a'^(k)) the data contain.
 
     For M i.i.d. pairs of chances p(s, q) = d(s) mu(q|s), a query made from a logged pair is missing with chance
     sum d(s) Pr(a' != q = a'^(k)) (1-p)^(M-1); one made from a fresh pair with missing(k) = sum d(s) m_k(q|s) (1-p)^M,
@@ -501,7 +501,7 @@ def coverage(sweep, sizes=(30, 300, 3000)):
 
 
 def tradeoff(sweep, sizes=(100, 1000, 10_000), dials=(0.0, 0.5, 0.9, 1.0)):
-    """Claim 7: small k is biased, large k is hard to estimate; when does full joint overtake?
+    """Small k is biased, large k is hard to estimate; when does full joint overtake?
 
     The fixed point of T^(k) is Q of m_k, whose k agents are drawn afresh at every step: not of the team pi, nor the
     mean over S of the values of (pi_S, mu_-S), where S is drawn once. Bias: |V^pi - V(m_k)| <= 2/(1-g)^2 ((1 - k/n) sum
@@ -510,7 +510,7 @@ def tradeoff(sweep, sizes=(100, 1000, 10_000), dials=(0.0, 0.5, 0.9, 1.0)):
     acting alike, agents improving against the others' logged actions (equation 6) or their policies.
     """
     fixed, redrawn, bias, falls = [], [], [], []
-    for world in [dec_mdps.relay_world(), dec_mdps.parity_game(), *sweep.worlds, *sweep.correlated]:
+    for world in [dec_mdps.relay_world(), dec_mdps.parity_game(), *sweep.factorised, *sweep.correlated]:
         mixtures, num = world.mixtures(), world.num_agents
         (count, _, states, _), team = mixtures.shape, world.value(product(world.policies))
         values = torch.stack([world.value(m) for m in mixtures.unbind(1)], 1)
@@ -545,7 +545,7 @@ def tradeoff(sweep, sizes=(100, 1000, 10_000), dials=(0.0, 0.5, 0.9, 1.0)):
 
 
 def correlation(sweep):
-    """Claim 8: behaviour with a chosen dependence, and what it does to the bounds and to values.
+    """Behaviour with a chosen dependence, and what it does to the bounds and to values.
 
     mu = (1 - dial) product(mu_i) + dial coordinated(mu_i); in the latter one uniform number per step drives all agents,
     so the marginals stay. Hence kappa = dial * TV(coordinated, product), linear in the dial; its largest value, 1 -
@@ -553,7 +553,7 @@ def correlation(sweep):
     value (performance difference; TV(product, mu) <= kappa): what imitation of the parts loses.
     """
     same, measured, lost = [], [], []
-    for world in sweep.worlds[:4]:
+    for world in sweep.factorised[:4]:
         marginals = world.marginals()
         top = tv(dec_mdps.coordinated(marginals), product(marginals)).amax(-1)
         for dial in (0.0, 0.3, 0.7, 1.0):

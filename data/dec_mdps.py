@@ -3,6 +3,8 @@
 Everything is float64 and batched: I Dec-MDPs with the same sizes side by side. Values and occupancies are linear
 solves, bounds and notation those of theory_checks.py.
 
+A method's `actions` is a distribution over joint actions at every state.
+
 Array letters: I Dec-MDPs, S states (T: the next one), N agents, A actions of an agent, J = A^N joint actions (the last
 agent's action runs fastest).
 """
@@ -63,15 +65,17 @@ class DecMDPs:
         """Pr(t | s) under joint actions [I, S, J]; [I, S, T]."""
         return torch.einsum("isj,isjt->ist", actions, self.transitions)
 
+    def flow(self, actions):
+        """Identity - gamma * Pr(t | s) under joint actions [I, S, J]; [I, S, T]."""
+        return exact(torch.eye(len(self.start[0]))) - self.gamma[:, None, None] * self.state_kernel(actions)
+
     def occupancy(self, actions):
         """Normalised discounted state occupancy d, [I, S], of joint actions [I, S, J], by a linear solve."""
-        flow = exact(torch.eye(len(self.start[0]))) - self.gamma[:, None, None] * self.state_kernel(actions)
-        return (1 - self.gamma)[:, None] * torch.linalg.solve(flow.mT, self.start)
+        return (1 - self.gamma)[:, None] * torch.linalg.solve(self.flow(actions).mT, self.start)
 
     def state_values(self, actions):
         """V(s) [I, S] of joint actions [I, S, J], by a linear solve."""
-        flow = exact(torch.eye(len(self.start[0]))) - self.gamma[:, None, None] * self.state_kernel(actions)
-        return torch.linalg.solve(flow, (actions * self.rewards).sum(-1))
+        return torch.linalg.solve(self.flow(actions), (actions * self.rewards).sum(-1))
 
     def value(self, actions):
         """V [I], from the start, of joint actions [I, S, J]."""
@@ -233,7 +237,7 @@ def rare_trigger(gamma):
     """Three agents, sharp for correlated data: agent 0 acts rarely (chance p); if it does, the other two flip together,
     else independently, rarely for this gamma. From the start, rare joint actions that are likelier under (mu_0, mu_12)
     lead to one absorbing state (reward 1), other rare ones to another, and (0, 0, 0) stays (rewards -1). pi = mu_i."""
-    p, flip = 0.01 * (1 - gamma), 0.001 * (1 - gamma)
+    p, flip = 0.01 * (1 - gamma), 0.001 * (1 - gamma)  # so small that second orders vanish in the bounds
     pair, together = exact([1 - flip, flip]), exact([[1 - flip, 0], [0, flip]])
     behaviour = torch.stack([(1 - p) * torch.outer(pair, pair), p * together]).flatten().expand(1, 3, 8)
     more, less = exact([0, 0, 0, 1, 0, 1, 1, 0]), exact([0, 1, 1, 0, 1, 0, 0, 1])
@@ -283,7 +287,7 @@ class Sweep:
     """What a claim is tried on: Dec-MDPs whose behaviours are independent across agents, others whose are not, a
     generator for what else is drawn, the number of instances, the largest team, and a seed."""
 
-    worlds: list
+    factorised: list
     correlated: list
     generator: torch.Generator
     instances: int = 200
@@ -296,13 +300,13 @@ def make_sweep(seed, instances, agents):
     generator = torch.Generator().manual_seed(seed)
     teams = [(n, 2) for n in range(2, min(4, agents) + 1)] + [(2, 3)]
     each = math.ceil(instances / len(teams))
-    worlds, correlated = (
+    factorised, correlated = (
         [random_worlds(generator, each, agents=n, actions=a, correlation=on) for n, a in teams] for on in (False, True)
     )
     grid = [(g, leave) for g in GAMMAS for leave in (1e-3 * (1 - g), 0.1 * (1 - g), 0.5, 1.0)]
-    worlds += [trap_worlds(n, *zip(*grid, strict=True)) for n in (1, 2, 4)]
+    factorised += [trap_worlds(n, *zip(*grid, strict=True)) for n in (1, 2, 4)]
     correlated = [*[rare_trigger(g) for g in GAMMAS], *correlated]
-    return Sweep(worlds, correlated, generator, instances, agents, seed)
+    return Sweep(factorised, correlated, generator, instances, agents, seed)
 
 
 def subset_curves(agents, samples, generator, linear, coupling):
@@ -348,9 +352,8 @@ def bound_curves(value_bound, bias_bound, gamma=0.95):
     leave = torch.logspace(-4, 0, 17, dtype=torch.float64)
     world = trap_worlds(3, [gamma] * len(leave), leave)
     actions = world.replaced([0, 1, 2])
-    stay = actions[
-        :, 0, 0
-    ]  # the bounded critic: the bad state is worth 1/(1-g), the good one fits its Bellman equation
+    stay = actions[:, 0, 0]
+    # The bounded critic: the bad state is worth 1/(1-g), the good one fits its Bellman equation.
     good = (2 * stay - 1 + gamma * (1 - stay) * top) / (1 - gamma * stay)
     flattered = torch.stack([good, torch.full_like(good, top)], -1).unsqueeze(-1).expand_as(world.rewards)
     total = world.agent_tv().sum(-1)
@@ -365,7 +368,7 @@ def bound_curves(value_bound, bias_bound, gamma=0.95):
     biases = torch.cat([(team - one.value(m)).abs() for m in one.mixtures().unbind(1)])
     theorem3 = {
         "worst |V_w - Vhat|": errors,
-        "its bound, the printed one": value_bound(gamma, ks * 1e-5),
+        "its bound, by k_eff / n": value_bound(gamma, ks * 1e-5),
         "bias |V_pi - V_w|": biases,
         "bias bound": bias_bound(gamma, (5 - ks) * 1e-5),
     }

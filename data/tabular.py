@@ -3,8 +3,8 @@
 SPaCQL with tables in place of networks: members are bootstrap resamples of the dataset; rewards are centred; what a
 member has not seen keeps a random prior value (an untrained network's), and the minimum over members is the only
 pessimism, a stand-in for the penalty: unlike CQL it is bounded by the prior's range. Agents improve against the others'
-logged actions, equation (6). Everything but the dataset itself is exact. Here u_k is a mean over the queries of a
-logged (s', a'), where spacql.py has the one query that it drew.
+logged actions, equation (6), or their policies. Everything but the dataset itself is exact. Here u_k is a mean over the
+queries of a logged (s', a'), where spacql.py has the one query that it drew.
 
 Array letters as in dec_mdps.py, and E members, K replacement sizes, X = S * J state-action pairs.
 """
@@ -44,8 +44,8 @@ def bootstrap(counts, members, generator):
 def fitted_backup(world, counts, prior, q, kernel, method):
     """One backup of every member: q and prior [I, E, S, J], counts [I, E, X, X], kernel [I, 1 + K, S, J, J].
 
-    Returns the new q and the weights [I, S, J, K] of each (s', a'). The logged a' of a transition is used as logged; u_k
-    and min_j are averaged over its k-replaced queries.
+    Returns the new q and the weights [I, S, J, K] of each (s', a'). The logged a' of a transition is used as logged;
+    u_k and min_j are averaged over its k-replaced queries.
     """
     sizes = spacql.backup_sizes(method, world.num_agents)
     values, u = (torch.einsum("iksab,isb->isak", kernel[:, sizes], x) for x in (q.amin(1), spacql.uncertainty(q)))
@@ -132,9 +132,9 @@ def trade_worlds(instances, coordination, generator):
 
 
 def compare_backups(world, dial, samples, others, prior_scale, generator, members=10):
-    """Values of the greedy teams that spacql.py's backups learn from `samples` transitions of a behaviour with the
-    world's policies as marginals; by method, [I], 0 for independent behaviour and 1 for the optimal joint policy,
-    averaged over the last sweeps. Priors of what a member has not seen are uniform within +-prior_scale."""
+    """Mean value over the last sweeps of the greedy teams that each backup learns from `samples` transitions, {method:
+    [I]}, scaled so that independent behaviour is 0 and the optimal joint policy 1. mu has the world's policies as
+    marginals; priors of what a member has not seen are uniform within +-prior_scale."""
     world = replace(world, behaviour=correlated(world.policies, dial))
     counts = draw_transitions(world, samples, generator)
     resampled = bootstrap(counts, members, generator)
@@ -179,6 +179,8 @@ def dial_effects(instances, seed, value_bound):
         actions, kappa = product(world.policies), world.kappa()
         error, _ = world.fit_errors(actions, world.worst_critic(actions, actions), actions)
         loss = world.value(world.behaviour) - world.value(actions)
-        for column, x in zip(columns.values(), (kappa, error.abs(), value_bound(0.9, kappa), loss), strict=True):
+        for column, x in zip(
+            columns.values(), (kappa, error.abs(), value_bound(world.gamma, kappa), loss), strict=True
+        ):
             column.append(float(x.mean()))
     return columns

@@ -16,6 +16,7 @@ from data.dec_mdps import exact
 from data.errors import InputError
 from data.files import atomic, current_commit
 
+matplotlib.rcParams["pdf.fonttype"] = 42  # text stays text
 ROUNDING = 1e-11  # relative: what separates a broken bound from float64 noise
 CONDITION, FAILS, MEASURED = "holds with a condition", "fails", "measured"  # verdicts besides "holds"
 
@@ -86,7 +87,7 @@ def save(folder: Path, args: dict, rows, data: dict) -> None:
             draw(figure, data[name])
             for suffix in ("png", "pdf"):
                 with atomic(folder / f"{file}.{suffix}") as partial:
-                    when = {"CreationDate": None} if suffix == "pdf" else None
+                    when = {"CreationDate": None} if suffix == "pdf" else None  # the same bytes every time
                     figure.savefig(partial, dpi=110, metadata=when)
     with atomic(folder / "theory.json") as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n")
@@ -141,7 +142,7 @@ def draw_bounds(figure, data) -> None:
 
 
 def draw_coverage(figure, data) -> None:
-    """Claim 6: by k, the share of queries that the dataset lacks, and the error of a fitted Q there."""
+    """`coverage`: by k, the share of queries that the dataset lacks, and the error of a fitted Q there."""
     figure.set_size_inches(10, 3.8)
     left, right = figure.subplots(1, 2)
     for name, values in data.items():
@@ -154,7 +155,7 @@ def draw_coverage(figure, data) -> None:
 
 
 def draw_tradeoff(figure, data) -> None:
-    """Claim 7: values of teams learnt offline by four backups, against the behaviour's correlation, by dataset size;
+    """`tradeoff`: values of teams learnt offline by four backups, against the behaviour's correlation, by dataset size;
     0 is the value of independent behaviour, 1 that of the best joint policy."""
     figure.set_size_inches(13, 2.4 * len(data["panels"]))
     axes = figure.subplots(len(data["panels"]), len(data["samples"]), sharex=True, sharey="row", squeeze=False)
@@ -176,4 +177,3 @@ FIGURES = {  # by claim: the file's name, and what draws its data
     "coverage": ("coverage", draw_coverage),
     "tradeoff": ("tradeoff", draw_tradeoff),
 }
-matplotlib.rcParams["pdf.fonttype"] = 42

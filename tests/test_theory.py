@@ -696,7 +696,7 @@ def altered(claim, old, new):
 
 
 HALVED_FUNCTIONS = {
-    "lemma1, linear": ("occupancy_bound", "lemma1", "W1(d^S, d^0) <= g/(1-g)"),
+    "lemma1, linear": ("occupancy_bound", "lemma1", "W1(d^S, d^mu) <= g/(1-g)"),
     "lemma1, coupling": ("coupling_bound", "lemma1", "sharper"),
     "lemma2, kappa_S": ("occupancy_bound", "lemma2", "W1 <= g/(1-g) (sum_S TV_i + kappa_S)"),
     "lemma2, 2 kappa": ("occupancy_bound", "lemma2", "the same with 2 kappa"),
@@ -761,7 +761,7 @@ def test_half_a_constant_within_a_claim_fails(case):
 
 SHARP = {
     "contraction": ["T^(k)", "T^SP:", "T^SP w"],
-    "lemma1": ["W1(d^S, d^0) <= g/(1-g)", "sharper", "state-action occupancy: W1"],
+    "lemma1": ["W1(d^S, d^mu) <= g/(1-g)", "sharper", "state-action occupancy: W1"],
     "theorem1": ["|V - Vhat| <= eps", "one deviating agent", "eps_FQI on the data's own actions"],
     "lemma2": ["W1 <= g/(1-g) (sum_S TV_i + kappa_S)", "kappa_S <= 2 kappa"],
     "theorem2": ["|V - Vhat| <= eps"],
