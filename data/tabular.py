@@ -41,15 +41,15 @@ def bootstrap(counts, members, generator):
     return draw_counts(rows, int(counts[0].sum()), generator).view(-1, members, *counts.shape[1:])
 
 
-def fitted_backup(world, counts, prior, q, kernel, method):
-    """One backup of every member: q and prior [I, E, S, J], counts [I, E, X, X], kernel [I, 1 + K, S, J, J].
+def fitted_backup(world, counts, prior, q, kernel, adaptive):
+    """One backup of every member: q and prior [I, E, S, J], counts [I, E, X, X], kernel [I, K, S, J, J] of the sizes in
+    use, weighted by equation (3) where `adaptive`, else equally.
 
     Returns the new q and the weights [I, S, J, K] of each (s', a'). The logged a' of a transition is used as logged;
     u_k and min_j are averaged over its k-replaced queries.
     """
-    sizes = spacql.backup_sizes(method, world.num_agents)
-    values, u = (torch.einsum("iksab,isb->isak", kernel[:, sizes], x) for x in (q.amin(1), spacql.uncertainty(q)))
-    weights = spacql.replacement_weights(u) if method == "spacql" else torch.full_like(u, 1 / len(sizes))
+    values, u = (torch.einsum("iksab,isb->isak", kernel, x) for x in (q.amin(1), spacql.uncertainty(q)))
+    weights = spacql.replacement_weights(u) if adaptive else torch.full_like(u, 1 / kernel.shape[1])
     rewards = exact(torch.zeros(values.shape[:3]))
     targets = spacql.spacql_target(rewards, values.unsqueeze(1), weights, world.gamma[:, None, None])  # [I, S, J]
     visits = counts.sum(-1)
@@ -60,10 +60,10 @@ def fitted_backup(world, counts, prior, q, kernel, method):
 
 def evaluate_offline(world, counts, size, sweeps=150):
     """Fixed point Q [I, S, J] of T^(size) for the world's policies on counts [I, X, X] of data; unseen pairs are 0."""
-    kernel = query_kernel(world.policies)[:, [0, size]]
+    kernel = query_kernel(world.policies)[:, [size]]
     prior = q = torch.zeros_like(world.rewards).unsqueeze(1)
     for _ in range(sweeps):
-        q, _ = fitted_backup(world, counts.unsqueeze(1), prior, q, kernel, "icql-qs")  # its only size: the given one
+        q, _ = fitted_backup(world, counts.unsqueeze(1), prior, q, kernel, adaptive=False)
     return q.squeeze(1)
 
 
@@ -88,9 +88,10 @@ def learn_offline(world, counts, members, prior, method, others="logged", sweeps
     mean = (visits * world.rewards).sum((1, 2), keepdim=True) / visits.sum((1, 2), keepdim=True)
     world = replace(world, rewards=world.rewards - mean)
     logged = as_grid(visits / visits.sum(-1, keepdim=True).clamp(min=1), num)
+    sizes = spacql.backup_sizes(method, num)
     policies, q, teams = torch.full_like(world.policies, 1 / actions), prior, []
     for _ in range(sweeps):
-        q, _ = fitted_backup(world, members, prior, q, query_kernel(policies), method)
+        q, _ = fitted_backup(world, members, prior, q, query_kernel(policies)[:, sizes], method == "spacql")
         advantage = []
         for i in range(num):
             if others == "logged":

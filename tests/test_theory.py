@@ -221,29 +221,18 @@ def test_replaced_and_kappa_equal_loops(seed, agents, actions, states):
     check_kappa(dec_mdps.DecMDPs.kappa, seed, agents, actions, states)
 
 
-@mistakes("product")
-def test_a_wrong_product_is_noticed(wrong):
-    rejects(check_product, wrong, 0, 3, 2, 2)
+JOINT_CHECKS = {
+    "product": check_product,
+    "coordinated": check_coordinated,
+    "marginals": check_marginals,
+    "replaced": check_replaced,
+    "kappa": check_kappa,
+}
 
 
-@mistakes("coordinated")
-def test_a_wrong_coordination_is_noticed(wrong):
-    rejects(check_coordinated, wrong, 0, 3, 2, 2)
-
-
-@mistakes("marginals")
-def test_wrong_marginals_are_noticed(wrong):
-    rejects(check_marginals, wrong, 0, 3, 2, 2)
-
-
-@mistakes("replaced")
-def test_a_wrong_replacement_is_noticed(wrong):
-    rejects(check_replaced, wrong, 0, 3, 2, 2)
-
-
-@mistakes("kappa")
-def test_a_wrong_kappa_is_noticed(wrong):
-    rejects(check_kappa, wrong, 0, 3, 2, 2)
+@pytest.mark.parametrize("name, mistake", [(name, mistake) for name in JOINT_CHECKS for mistake in MISTAKES[name]])
+def test_a_wrong_joint_distribution_is_noticed(name, mistake):
+    rejects(JOINT_CHECKS[name], MISTAKES[name][mistake], 0, 3, 2, 2)
 
 
 @repeatable
@@ -1106,14 +1095,15 @@ def check_fitted_backup(fitted, method, seed=0, states=2, agents=3, members=3, s
             seen += times
         if seen:
             expected[i, e, s, a] = float(world.rewards[i, s, a]) + total / seen
-    found, weights = fitted(world, counts, prior, q, dec_mdps.query_kernel(world.policies), method)
+    used = dec_mdps.query_kernel(world.policies)[:, sizes]
+    found, weights = fitted(world, counts, prior, q, used, method == "spacql")
     close(found, expected)
     close(weights.sum(-1), torch.ones(2, states, joint))
 
 
-def fit(world, counts, prior, q, kernel, method):
+def fit(*args):
     """tabular.fitted_backup, for the mistakes below."""
-    return tabular.fitted_backup(world, counts, prior, q, kernel, method)
+    return tabular.fitted_backup(*args)
 
 
 MISTAKES["fitted backup"] = {
@@ -1121,10 +1111,10 @@ MISTAKES["fitted backup"] = {
     "mean over members": lambda world, counts, prior, q, *rest: fit(
         world, counts, prior, q.mean(1, keepdim=True).expand_as(q), *rest
     ),
-    "k + 1 agents": lambda world, counts, prior, q, kernel, method: fit(
-        world, counts, prior, q, torch.cat([kernel[:, 1:], kernel[:, -1:]], 1), method
+    "k + 1 agents": lambda world, counts, prior, q, kernel, adaptive: fit(
+        world, counts, prior, q, torch.cat([kernel[:, 1:], kernel[:, -1:]], 1), adaptive
     ),
-    "equal weights": lambda world, counts, prior, q, kernel, method: fit(world, counts, prior, q, kernel, "uniform"),
+    "equal weights": lambda world, counts, prior, q, kernel, adaptive: fit(world, counts, prior, q, kernel, False),
     "one dataset for all members": lambda world, counts, *rest: fit(world, counts[:, :1].expand_as(counts), *rest),
 }
 
@@ -1190,7 +1180,7 @@ def check_learning(learn, others):
     centred = replace(world, rewards=world.rewards - exact(means).view(4, 1, 1))
     policies, q, expected = torch.full_like(world.policies, 0.5), prior, []
     for _ in range(sweeps):
-        q, _ = tabular.fitted_backup(centred, members, prior, q, dec_mdps.query_kernel(policies), "spacql")
+        q, _ = tabular.fitted_backup(centred, members, prior, q, dec_mdps.query_kernel(policies)[:, 1:], True)
         least, gains = q.amin(1), torch.zeros_like(policies)
         for i, n, s, j in indices(4, 3, 2, 8):
             played = order[j]
