@@ -36,12 +36,12 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from data import runs
+from data.behaviour import init_mlp
 from data.datasets import load_dataset, make_env, normalise
 from data.errors import InputError
 from data.files import run_script, say
@@ -200,12 +200,7 @@ def init_networks(generators, count, sizes):
 
     Returns [W, b, W, b, ...] with W [S, count, in, out] and b [S, count, 1, out].
     """
-    params = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
-        for shape in ((count, fan_in, fan_out), (count, 1, fan_out)):
-            draws = [torch.rand(shape, generator=g, device=g.device) for g in generators]
-            params.append((2 * torch.stack(draws) - 1) / fan_in**0.5)
-    return params
+    return [torch.stack(p) for p in zip(*(init_mlp(count, sizes, g) for g in generators), strict=True)]
 
 
 def actor_logits(actor, obs):
@@ -219,8 +214,7 @@ def actor_logits(actor, obs):
 def critic_values(critic, state, joint):
     """Q of every member, [S, E, B, R], for R joint actions in each of B states.
 
-    state [S, B, D]; joint [S, B, R, N * A] zeros and ones. The first layer is one matrix on (state, joint action); its
-    state part is computed once for all R.
+    state [S, B, D]; joint [S, B, R, N * A] zeros and ones. The first layer's state part is computed once for all R.
     """
     w1, b1, w2, b2, w3, b3 = (p.flatten(0, 1) for p in critic)  # [S * E, in, out]
     (num_seeds, members), (batch, rows), dim = critic[0].shape[:2], joint.shape[1:3], state.shape[-1]
@@ -376,15 +370,14 @@ def main(argv=None):
     if not args.eval_only:
         runs.save_results(folder, asdict(args), summary, returns, history)
     if args.video:
-        policy = partial(greedy_actions, actor, scale=scale)
-        runs.record_gif(folder / "greedy.gif", policy, args.env_id, facts["num_agents"], args.eval_seed)
+        runs.record_gif(folder / "greedy.gif", partial(greedy_actions, actor, scale=scale), env, args.eval_seed)
     print(json.dumps(summary), flush=True)
     return summary
 
 
 def train(args, folder, saved, device):
     """The algorithm. Returns the filled-in arguments, actors, scale of inputs, facts of the data, and history."""
-    dataset = load_dataset(args.env_id, args.dataset, args.dataset_size, args.data_seed, Path(args.data_dir))
+    dataset = load_dataset(args.env_id, args.dataset, args.dataset_size, args.data_seed, args.data_dir)
     num, obs_dim = dataset.observations.shape[2:]
     facts = {k: dataset.facts[k] for k in ("quality", "random_score", "expert_score")} | dict(num_agents=num)
     num_transitions = dataset.actions[:, 1:, 0].numel()  # all but the last step of each episode
@@ -470,9 +463,7 @@ def train(args, folder, saved, device):
         facts_of_run = dict(args=json.dumps(asdict(args)), scale=list(scale), facts=facts, history=history)
         runs.save_checkpoint(folder, round_number + 1, nets, adams, generators, facts_of_run)
     writer.close()
-    first_weight = torch.tensor(history["weights"][-1])[:, 0].mean()
-    if args.backup == "spacql" and facts["quality"] == "expert" and first_weight > 0.9:
-        say("warning: w has collapsed on k = 1 on expert data: SPaCQL has become ICQL-QS here")
+    runs.warn_if_collapsed(args.backup, facts["quality"], history)
     return args, actor, scale, facts, history
 
 

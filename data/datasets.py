@@ -1,16 +1,18 @@
 """Datasets and environments: `load_dataset(...)` finds, simulates, checks and caches; `make_env(...)` builds worlds.
 
-A dataset is one HDF5 file. E episodes of T steps, N learning agents, O observation numbers:
+A dataset is one HDF5 file. E episodes of T steps, N learning agents, O observation numbers, A action numbers:
 
     observations  [E, T + 1, N, O]  float32   the last one is where the episode was cut (no next_observations copy)
-    actions       [E, T, N]         int       0..4; forces are float32 [E, T, N, 2] in [-1, 1]
+    actions       [E, T, N]         int       0..4; continuous ones are float32 [E, T, N, A] in [-1, 1]
     rewards       [E, T, N]         float32
+    states        [E, T + 1, D]     float32   the simulator's state, HalfCheetah only: elsewhere the observations are it
     terminals     [E, T]            bool      all False: these tasks only stop by their time limit
     timeouts      [E, T]            bool      True at the last step of an episode
     attributes    format, env_id, quality, action_kind, random_score, expert_score, seed, behaviour (JSON), versions
 
 Files are simulated from the shipped behaviour policies, deterministically from a seed, and written to a temporary name
-that is renamed when complete. Only the learners' rows are stored; the prey belongs to the environment.
+that is renamed when complete. Only the learners' rows are stored; the prey belongs to the environment. Folders of
+arrays as the paper's data come in are read by data/omar.py.
 """
 
 import contextlib
@@ -27,27 +29,31 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import behaviour, worlds
-from data.behaviour import POLICY_DIR, greedy, load_policies, policy_file, rollout
+from data import behaviour, half_cheetah, omar, worlds
+from data.behaviour import CONTINUOUS_ENV_IDS, POLICY_DIR, action_dim, greedy, load_policies, policy_file, rollout
 from data.errors import InputError, check_choice
 from data.files import atomic
-from data.worlds import ENV_IDS, HORIZON, NUM_ACTIONS, Worlds
+from data.half_cheetah import HalfCheetah
+from data.worlds import ENV_IDS, NUM_ACTIONS, Worlds
 
 QUALITIES = ("random", "medium-replay", "medium", "expert")
 FORMAT = "spacql-dataset-1"
-CHUNK_EPISODES = 2000  # simulated at once, by one policy
+CHUNK_EPISODES, CHEETAH_CHUNK_EPISODES = 2000, 50  # simulated at once, by one policy
+HORIZONS = dict.fromkeys(ENV_IDS, worlds.HORIZON) | {"HalfCheetah-2x3": half_cheetah.HORIZON}
+ENV_IDS_OF_KIND = {"discrete": ENV_IDS, "continuous": CONTINUOUS_ENV_IDS}
 SCRIPT_OF_KIND = {"discrete": "spacql.py", "continuous": "spacql_continuous.py"}
 ATTRIBUTES = ("env_id", "quality", "action_kind", "random_score", "expert_score")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Episodes in memory (shapes in the module docstring; actions as int64) and the file's attributes."""
+    """Episodes in memory (shapes in the module docstring; discrete actions as int64) and the file's attributes."""
 
     observations: torch.Tensor
     actions: torch.Tensor
     rewards: torch.Tensor
     facts: dict
+    states: torch.Tensor | None = None
 
     @property
     def mean_return(self) -> float:
@@ -60,40 +66,69 @@ def normalise(score, facts: dict):
     return 100 * (score - facts["random_score"]) / (facts["expert_score"] - facts["random_score"])
 
 
-def make_env(env_id: str, num_worlds: int, num_agents: int = 3, device="cpu", seed: int = 0) -> Worlds:
-    """Batched worlds of a task with discrete actions, with the shipped prey where the task has one."""
-    check_choice("env-id", env_id, ENV_IDS)
-    prey = None if env_id == "simple_spread" else greedy(load_policies(env_id, device).prey)
-    return Worlds(env_id, num_worlds, num_agents=num_agents, prey=prey, device=device, seed=seed)
+def make_env(env_id, num_worlds, num_agents=None, device="cpu", seed=0, action_kind="discrete", prey=None):
+    """Batched worlds of a task: a `Worlds`, or a `HalfCheetah`, which has the same methods.
+
+    num_agents: None for the task's own number. prey: maps the prey's observations to its actions; by default the one
+    shipped for this kind of action acts, where the task has one.
+    """
+    check_choice("env-id", env_id, ENV_IDS_OF_KIND[action_kind])
+    if env_id == "HalfCheetah-2x3":
+        if num_agents not in (None, 2):
+            raise InputError(f"{env_id} has 2 agents, not {num_agents}")
+        return HalfCheetah(num_worlds, device=device, seed=seed)
+    if prey is None and env_id != "simple_spread":
+        prey = greedy(load_policies(env_id, device, action_kind=action_kind).prey, action_kind)
+    return Worlds(env_id, num_worlds, action_kind, num_agents or 3, prey, device, seed=seed)
+
+
+def find_prey(env_id, dataset: str, prey: str | None = None, device="cpu"):
+    """The prey that an OMAR folder was logged with, for `make_env`: from `prey`, or from the file that lies beside or
+    above the folder. None, which means the shipped one, where the task has no prey or `dataset` is no folder."""
+    if env_id in omar.PREY_DIM and (prey or Path(dataset).is_dir()):
+        return omar.load_prey(omar.find_prey_file(env_id, Path(dataset), prey), env_id, device)
+    if prey:
+        raise InputError(f"--prey: {env_id} has no prey")
+    return None
 
 
 def load_dataset(
-    env_id: str, dataset: str, size: int = 1_000_000, seed: int = 0, folder: Path = Path("datasets")
+    env_id: str,
+    dataset: str,
+    size: int = 1_000_000,
+    seed: int = 0,
+    folder: str | Path = "datasets",
+    action_kind: str = "discrete",
 ) -> Dataset:
-    """The discrete-action dataset of a task.
+    """The dataset of a task.
 
-    dataset: one of QUALITIES (simulated into `folder` once: `size` transitions from `seed`), or the path of an .h5
-    file. Raises InputError, in one line, for whatever is wrong with any of them.
+    dataset: one of QUALITIES (simulated into `folder` once: `size` transitions from `seed`), the path of an .h5 file,
+    or, of continuous actions, the path of an OMAR folder. Raises InputError, in one line, for whatever is wrong with
+    any of them.
     """
-    check_choice("env-id", env_id, ENV_IDS)
+    check_choice("env-id", env_id, ENV_IDS_OF_KIND[action_kind])
     if dataset not in QUALITIES:
+        if Path(dataset).is_dir() and action_kind == "continuous":
+            arrays, facts = omar.read_folder(Path(dataset), env_id)
+            return Dataset(**{k: torch.from_numpy(v) for k, v in arrays.items()}, facts=facts)
         if Path(dataset).suffix in (".h5", ".hdf5") or Path(dataset).exists() or os.sep in dataset:
-            return read_dataset(Path(dataset), env_id, "discrete")
+            return read_dataset(Path(dataset), env_id, action_kind)
         check_choice("dataset", dataset, QUALITIES)
-    if size < HORIZON:
-        raise InputError(f"dataset size {size} is less than one episode of {HORIZON} transitions")
+    if size < (horizon := HORIZONS[env_id]):
+        raise InputError(f"dataset size {size} is less than one episode of {horizon} transitions")
     if seed < 0:
         raise InputError(f"dataset seed {seed} is negative")
-    sources = [policy_file(env_id, POLICY_DIR), *map(Path, (worlds.__file__, behaviour.__file__, __file__))]
+    simulators = half_cheetah if env_id == "HalfCheetah-2x3" else worlds, behaviour
+    sources = [policy_file(env_id, POLICY_DIR, action_kind), *(Path(m.__file__) for m in simulators), Path(__file__)]
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
     # Other policies or other code that simulates: another file name.
-    path = Path(folder) / f"{env_id}-discrete-{dataset}-{size}-seed{seed}-{digest}.h5"
+    path = Path(folder) / f"{env_id}-{action_kind}-{dataset}-{size}-seed{seed}-{digest}.h5"
     if not path.exists():
-        simulate(path, env_id, dataset, size, seed)
-    return read_dataset(path, env_id, "discrete")
+        simulate(path, env_id, dataset, size, seed, action_kind)
+    return read_dataset(path, env_id, action_kind)
 
 
-def plan(quality: str, episodes: int, medium: int) -> list[tuple[int | None, int]]:
+def plan(quality: str, episodes: int, medium: int, chunk: int = CHUNK_EPISODES) -> list[tuple[int | None, int]]:
     """Which policy plays how many episodes, in chunks: [(iterate, or None for uniform actions; episodes)].
 
     medium-replay shares its episodes evenly over the iterates 0 .. medium, in the order of training.
@@ -103,56 +138,59 @@ def plan(quality: str, episodes: int, medium: int) -> list[tuple[int | None, int
         shares = [(i, players.count(i)) for i in range(medium + 1)]
     else:
         shares = [({"random": None, "medium": medium, "expert": -1}[quality], episodes)]
-    return [
-        (player, min(CHUNK_EPISODES, count - start))
-        for player, count in shares
-        for start in range(0, count, CHUNK_EPISODES)
-    ]
+    return [(player, min(chunk, count - start)) for player, count in shares for start in range(0, count, chunk)]
 
 
-def simulate(path: Path, env_id: str, quality: str, size: int, seed: int) -> None:
+def simulate(path: Path, env_id: str, quality: str, size: int, seed: int, action_kind: str) -> None:
     """Write the dataset `path`: `size` transitions (whole episodes) of `quality`, the same for the same seed."""
-    policies = load_policies(env_id)
-    episodes = size // HORIZON
-    chunks = plan(quality, episodes, policies.facts["medium_iterate"])
-    env = make_env(env_id, 1)
+    policies = load_policies(env_id, action_kind=action_kind)
+    episodes = size // HORIZONS[env_id]
+    chunks = plan(
+        quality,
+        episodes,
+        policies.facts["medium_iterate"],
+        CHEETAH_CHUNK_EPISODES if env_id == "HalfCheetah-2x3" else CHUNK_EPISODES,
+    )
+    scores = policies.facts["random_score"], policies.facts["expert_score"]
+    if action_kind == "continuous" and env_id not in omar.PREY_DIM:  # the paper's world: scores in the paper's unit
+        scores = omar.PUBLISHED_SCORES[env_id]
     attributes = dict(
         env_id=env_id,
         quality=quality,
-        action_kind="discrete",
-        random_score=policies.facts["random_score"],
-        expert_score=policies.facts["expert_score"],
+        action_kind=action_kind,
+        random_score=scores[0],
+        expert_score=scores[1],
         seed=seed,
         behaviour=json.dumps({k: v for k, v in policies.facts.items() if k != "training_returns"}),
-        versions=json.dumps({name: version(name) for name in ("torch", "numpy", "h5py")}),
+        versions=json.dumps({name: version(name) for name in ("torch", "numpy", "h5py", "mujoco")}),
     )
     with (
-        atomic_hdf5(path, attributes, (episodes, HORIZON, env.num_learners, env.obs_dim)) as file,
+        atomic_hdf5(path, attributes) as file,
         tqdm(total=episodes, desc=f"simulating {env_id} {quality}", unit="episode", file=sys.stderr) as bar,
     ):
         for chunk, (player, count) in enumerate(chunks):
             chunk_seed = int(np.random.SeedSequence([seed, chunk]).generate_state(1)[0])
-            env = make_env(env_id, count, seed=chunk_seed)
+            env = make_env(env_id, count, seed=chunk_seed, action_kind=action_kind)
             actor = None if player is None else policies.iterates[player]
             arrays = rollout(env, actor, torch.Generator().manual_seed(chunk_seed + 1))
-            rows = slice(bar.n, bar.n + count)
-            for name, array in zip(("observations", "actions", "rewards"), arrays, strict=True):
-                file[name][rows] = array.numpy()
+            episode_ends = np.arange(env.horizon) == env.horizon - 1
+            arrays["timeouts"] = torch.from_numpy(episode_ends).expand(count, -1)
+            arrays["terminals"] = torch.zeros_like(arrays["timeouts"])
+            for name, array in arrays.items():
+                array = array.numpy()
+                array = array.astype(np.int8) if array.dtype == np.int64 else array  # one byte holds a discrete action
+                if chunk == 0:
+                    file.create_dataset(name, (episodes, *array.shape[1:]), array.dtype)
+                file[name][bar.n : bar.n + count] = array
             bar.update(count)
 
 
 @contextlib.contextmanager
-def atomic_hdf5(path: Path, attributes: dict, shape: tuple[int, int, int, int]):
-    """An empty discrete dataset of shape (E, T, N, O) to fill; it appears under `path` only when complete."""
-    episodes, horizon, num, obs_dim = shape
+def atomic_hdf5(path: Path, attributes: dict):
+    """An HDF5 file with these attributes to fill; it appears under `path` only when complete."""
     with atomic(path) as partial:
         try:
             with h5py.File(partial, "w") as file:
-                file.create_dataset("observations", (episodes, horizon + 1, num, obs_dim), "f4")
-                file.create_dataset("actions", (episodes, horizon, num), "i1")
-                file.create_dataset("rewards", (episodes, horizon, num), "f4")
-                file.create_dataset("terminals", data=np.zeros((episodes, horizon), bool))
-                file.create_dataset("timeouts", data=np.arange(horizon)[None].repeat(episodes, 0) == horizon - 1)
                 file.attrs.update(attributes, format=FORMAT)
                 yield file
         except RuntimeError as error:  # HDF5 says so when a disk is full as it closes
@@ -163,7 +201,7 @@ def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
     """Read and check an .h5 file of our format. Raises InputError saying which array and row is wrong."""
     if not path.is_file():
         raise InputError(f"{path} is a folder, not an .h5 file" if path.is_dir() else f"no dataset file {path}")
-    names = ("observations", "actions", "rewards", "terminals")
+    names = ("observations", "actions", "rewards", "terminals", "states")[: 5 if env_id == "HalfCheetah-2x3" else 4]
     try:
         with h5py.File(path, "r") as file:
             missing = [k for k in names if getattr(file.get(k), "shape", None) is None]
@@ -191,48 +229,57 @@ def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
     except Exception as error:  # h5py raises many kinds for damaged files; all mean the same to the user
         reason = " ".join(str(error).split())
         raise InputError(f"cannot read {path} as HDF5 (truncated, damaged or another format): {reason}") from None
-    check_arrays(path, arrays, env_id)
-    return Dataset(
-        torch.from_numpy(arrays["observations"].astype(np.float32, copy=False)),
-        torch.from_numpy(arrays["actions"].astype(np.int64)),
-        torch.from_numpy(arrays["rewards"].astype(np.float32, copy=False)),
-        facts,
-    )
+    check_arrays(path, arrays, env_id, action_kind)
+    arrays.pop("terminals")
+    arrays = {k: v.astype(np.int64 if v.dtype.kind in "iu" else np.float32, copy=False) for k, v in arrays.items()}
+    return Dataset(**{k: torch.from_numpy(v) for k, v in arrays.items()}, facts=facts)
 
 
-def check_arrays(path: Path, arrays: dict[str, np.ndarray], env_id: str) -> None:
+def check_arrays(path: Path, arrays: dict[str, np.ndarray], env_id: str, action_kind: str) -> None:
     """Raise InputError unless shapes agree with one another and with the task, and every value is possible."""
-    observations, actions = arrays["observations"], arrays["actions"]
-    for name, kinds, what in (
-        ("observations", "f", "floats"),
-        ("actions", "iu", "integers"),
-        ("rewards", "f", "floats"),
-        ("terminals", "biu", "booleans"),
-    ):
-        if arrays[name].dtype.kind not in kinds:
-            raise InputError(f"{path}: {name} must be {what}, not {arrays[name].dtype}")
+    observations, actions, forces = arrays["observations"], arrays["actions"], action_kind == "continuous"
+    kinds = dict(
+        observations=("f", "floats"),
+        actions=("f", "floats") if forces else ("iu", "integers"),
+        rewards=("f", "floats"),
+        terminals=("biu", "booleans"),
+        states=("f", "floats"),
+    )
+    for name, array in arrays.items():
+        if array.dtype.kind not in kinds[name][0]:
+            raise InputError(f"{path}: {name} must be {kinds[name][1]}, not {array.dtype}")
     if observations.ndim != 4 or 0 in observations.shape or observations.shape[1] < 3:
         raise InputError(
             f"{path}: observations must be [episodes, steps + 1, agents, numbers], got {observations.shape}"
         )
     episodes, horizon, num, obs_dim = np.subtract(observations.shape, (0, 1, 0, 0)).tolist()
     try:
-        env = make_env(env_id, 1, num)
+        env = make_env(env_id, 1, num, action_kind=action_kind)
     except InputError as error:  # the task cannot have this many agents
         raise InputError(f"{path}: {error}") from None
     if obs_dim != env.obs_dim:
         raise InputError(f"{path}: {env_id} with {num} agents has {env.obs_dim} observation numbers, not {obs_dim}")
-    for name, shape in (
-        ("actions", (episodes, horizon, num)),
-        ("rewards", (episodes, horizon, num)),
-        ("terminals", (episodes, horizon)),
-    ):
-        if arrays[name].shape != shape:
-            raise InputError(f"{path}: {name} must have shape {shape} like the observations, got {arrays[name].shape}")
+    shapes = dict(
+        actions=(episodes, horizon, num) + ((action_dim(env),) if forces else ()),
+        rewards=(episodes, horizon, num),
+        terminals=(episodes, horizon),
+        states=(episodes, horizon + 1, getattr(env, "state_dim", 0)),
+    )
+    for name in arrays.keys() & shapes.keys():
+        if arrays[name].shape != shapes[name]:
+            raise InputError(
+                f"{path}: {name} must have shape {shapes[name]} like the observations, got {arrays[name].shape}"
+            )
     with np.errstate(over="ignore"):  # a double may be finite and too large for a float32
-        finite = {k: np.isfinite(arrays[k].astype(np.float32, copy=False)) for k in ("observations", "rewards")}
-    wrong = [(name, ~mask, "is not finite") for name, mask in finite.items()]
-    wrong.append(("actions", (actions < 0) | (actions >= NUM_ACTIONS), f"is not in 0..{NUM_ACTIONS - 1}"))
+        wrong = [
+            (name, ~np.isfinite(array.astype(np.float32, copy=False)), "is not finite")
+            for name, array in arrays.items()
+            if array.dtype.kind == "f"
+        ]
+    if forces:
+        wrong.append(("actions", np.abs(actions) > 1, "is not in [-1, 1]"))
+    else:
+        wrong.append(("actions", (actions < 0) | (actions >= NUM_ACTIONS), f"is not in 0..{NUM_ACTIONS - 1}"))
     wrong.append(("terminals", arrays["terminals"].astype(bool), "is True, but these tasks never end early"))
     for name, mask, what in wrong:
         if mask.any():

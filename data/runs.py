@@ -13,16 +13,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from data.behaviour import greedy, load_policies
 from data.datasets import QUALITIES
 from data.errors import InputError, check_choice
-from data.files import atomic, parse
+from data.files import atomic, parse, say
+from data.worlds import ENV_IDS
 
 NETWORKS = ("critic", "actor", "target_critic", "target_actor", "best")
 CHECKPOINT_KEYS = ("args", "round", "generators", "scale", "facts", "history", *NETWORKS)
 SEEDS = ("seed", "data_seed", "eval_seed")
-POSITIVE = ("learning_rate", "gamma", "tau", "max_grad_norm")
-NOT_NEGATIVE = ("cql_alpha", "weight_temperature", "entropy_coef")
+POSITIVE = ("learning_rate", "actor_learning_rate", "gamma", "tau", "max_grad_norm")
+NOT_NEGATIVE = ("cql_alpha", "weight_temperature", "entropy_coef", "action_l2", "output_l2")
 SHARES = ("gamma", "tau")
 
 
@@ -82,12 +82,16 @@ def open_run(args_class, argv, description: str, choices: dict[str, tuple]) -> t
     """
     args = parse(args_class, argv, description=description)
     check_args(args, choices)
+    if args.video and args.env_id not in ENV_IDS:
+        raise InputError(f"--video films {', '.join(ENV_IDS)} only")
     if args.track:
         try:
             import wandb  # noqa: F401 (only to find out whether start_log can)
         except ImportError:
             raise InputError("--track needs the wandb package: pip install wandb") from None
     method = f"{args.backup}-{args.penalty}-{args.num_critics}critics"
+    if getattr(args, "actor_loss", "spacql") != "spacql":
+        method += f"-{args.actor_loss}"
     name = args.name or f"{args.env_id}__{Path(args.dataset).stem}__{method}__seed{args.seed}x{args.num_seeds}"
     if args.resume or args.eval_only:
         folder, saved, settings = load_checkpoint(args.checkpoint or newest_run(args.out, name), args_class)
@@ -213,6 +217,12 @@ def log_report(writer: SummaryWriter, history: dict, round_number: int, report: 
     writer.flush()
 
 
+def warn_if_collapsed(backup: str, quality: str, history: dict) -> None:
+    """Say so where SPaCQL's weights ended on k = 1 on expert data: a failure signature that the paper names."""
+    if backup == "spacql" and quality == "expert" and np.asarray(history["weights"][-1])[:, 0].mean() > 0.9:
+        say("warning: w has collapsed on k = 1 on expert data: SPaCQL has become ICQL-QS here")
+
+
 def summarise(args, scores: torch.Tensor, history: dict) -> dict:
     """What a script prints: last scores [S] (normalised), the best evaluation's, and the weights w_k in the end."""
     return dict(
@@ -256,22 +266,25 @@ def plot_history(path: Path, history: dict, title: str) -> None:
         fig.savefig(partial, dpi=120)
 
 
-def record_gif(path: Path, policy, env_id: str, num_agents: int, seed: int, episodes: int = 4) -> None:
-    """Film episodes of a team in the `mpe2` worlds. policy: observations [1, 1, N, O] -> actions [1, 1, N]
-    or, of several seeds' teams, [S, 1, N], of which the first is filmed."""
+def record_gif(path: Path, policy, worlds, seed: int, episodes: int = 4) -> None:
+    """Film episodes of a team in the `mpe2` form of `worlds`, with the same kind of action and the same prey.
+
+    policy: observations [1, 1, N, O] -> actions [1, 1, N, ...] or, of several seeds' teams, [S, 1, N, ...], of which
+    the first is filmed.
+    """
     from data.parallel_envs import parallel_env  # here, since it loads a drawing library that training does not need
 
-    env = parallel_env(env_id, num_agents=num_agents, render_mode="rgb_array")
+    env = parallel_env(worlds.env_id, worlds.action_kind, worlds.num_learners, render_mode="rgb_array")
     names, frames = env.possible_agents, []
-    prey = greedy(load_policies(env_id).prey) if len(names) > num_agents else None
     for episode in range(episodes):
         obs, _ = env.reset(seed=seed + episode)
         frames.append(env.render())
         while env.agents:
-            team = np.stack([obs[name] for name in names[:num_agents]])[None, None]
+            team = np.stack([obs[name] for name in names[: worlds.num_learners]])[None, None]
             actions = policy(torch.from_numpy(team))[0, 0].tolist()
-            if prey:
-                actions += prey(torch.from_numpy(obs[names[-1]])[None]).tolist()
+            if worlds.prey:
+                seen = torch.from_numpy(obs[names[-1]])[None].to(worlds.device)
+                actions += worlds.prey(seen).tolist()
             obs, *_ = env.step(dict(zip(names, actions, strict=True)))
             frames.append(env.render())
     pictures = [Image.fromarray(frame) for frame in frames]

@@ -1,15 +1,18 @@
 """Runs the experiments behind the README's tables and draws their figures, from the repository's top folder.
 
-    python -m results.make                 # all cells that results/discrete.csv lacks, two at a time
-    python -m results.make --dry-run       # only print the commands
-    python -m results.make --figures       # only draw the figures and print the table again
+    python -m results.make                       # all cells that results/*.csv lack, two at a time
+    python -m results.make --grid continuous     # those of one table
+    python -m results.make --dry-run             # only print the commands
+    python -m results.make --figures             # only draw the figures and print the tables again
 
-Every cell is one command of spacql.py and one seed. A cell that is done is not run again; an interrupted one starts
-anew. results/discrete.csv has a row per cell, results/discrete_curves.csv its score, weights and spread over training.
+Every cell is one command of spacql.py or spacql_continuous.py and one seed. A cell that is done is not run again; an
+interrupted one starts anew. results/discrete.csv and results/continuous.csv have a row per cell, *_curves.csv its
+score, weights and spread over training.
 """
 
 import csv
 import json
+import math
 import os
 import platform
 import shlex
@@ -26,12 +29,47 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from data.datasets import QUALITIES
+from data.errors import check_choice
 from data.files import atomic, current_commit, parse, run_script
 
 HERE = Path(__file__).parent
-TABLE, CURVES, FIGURE = HERE / "discrete.csv", HERE / "discrete_curves.csv", HERE / "weights.png"
-METHODS = ("spacql", "icql-qs", "joint", "uniform")
-KEYS = ("env_id", "dataset", "backup", "rounds", "seed")  # what tells one cell from another
+FIGURE = HERE / "weights.png"
+GRIDS = ("discrete", "continuous", "ablation")
+SCRIPTS = {"discrete": "spacql.py", "continuous": "spacql_continuous.py", "ablation": "spacql_continuous.py"}
+KEYS = {  # what tells one cell from another
+    "discrete": ("env_id", "dataset", "backup", "rounds", "seed"),
+    "continuous": ("env_id", "dataset", "method", "rounds", "batch_size", "seed"),
+    "ablation": ("variant", "seed"),
+}
+METHODS = {
+    "discrete": ("spacql", "icql-qs", "joint", "uniform"),
+    "continuous": ("spacql", "icql-qs", "cfcql", "macql", "bc"),
+}
+# What makes force actions learnable on random data: one change each, from spread random with four critics.
+ABLATION = "--env-id simple_spread --dataset random --rounds 300 --batch-size 1024 --num-critics 4"
+VARIANTS = {
+    "default": "",
+    "output L2 0": "--output-l2 0",
+    "output L2 0, actors' rate 0.001": "--output-l2 0 --actor-learning-rate 0.001",
+    "output L2 0.03": "--output-l2 0.03",
+    "output L2 0.3": "--output-l2 0.3",
+    "batch-norm per call, output L2 0": "--action-norm call --output-l2 0",
+    "batch-norm per call": "--action-norm call",
+    "clip 10": "--max-grad-norm 10",
+    "no penalty": "--penalty none",
+    "penalty over all agents": "--penalty-agents 3",
+    "10 critics": "--num-critics 10",
+    "batch 256": "--batch-size 256",
+    "2 critic updates a round": "--critic-updates 2",
+}
+# The baselines of spacql_continuous.py as flags. Cloning has no use for critics, so it gets one, updated once a round.
+FLAGS = {
+    "spacql": "--backup spacql",
+    "icql-qs": "--backup icql-qs",
+    "cfcql": "--backup joint --num-critics 2",
+    "macql": "--backup joint --num-critics 2 --penalty macql",
+    "bc": "--actor-loss bc --backup icql-qs --num-critics 1 --critic-updates 1 --penalty none",
+}
 SPREAD_ROUNDS = {"random": 800, "medium-replay": 800, "medium": 400, "expert": 400}
 # glibc gives large blocks back to the system and takes them again at every step; told not to, a run is 5 to 10% faster.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
@@ -41,19 +79,23 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_":
 class Args:
     """What to run."""
 
+    grid: str | None = None
+    """discrete, continuous or ablation; default all"""
     dry_run: bool = False
     """print the commands and stop"""
     figures: bool = False
-    """draw the figures and print the README's table from the CSV files, and stop"""
+    """draw the figures and print the README's tables from the CSV files, and stop"""
     jobs: int = 2
     """cells run at a time, each on one core"""
 
 
-def cells() -> list[dict]:
-    """The experiments, one seed each. Medium and expert data are learnt within 400 rounds; random data are not within
-    800, so two cells go on for longer."""
+def discrete_cells() -> list[dict]:
+    """The experiments of spacql.py, one seed each. Medium and expert data are learnt within 400 rounds; random data are
+    not within 800, so two cells go on for longer."""
     spread = [
-        ("simple_spread", quality, method, 3, SPREAD_ROUNDS[quality]) for quality in QUALITIES for method in METHODS
+        ("simple_spread", quality, method, 3, SPREAD_ROUNDS[quality])
+        for quality in QUALITIES
+        for method in METHODS["discrete"]
     ]
     others = [
         (env_id, quality, method, 2, 400)
@@ -70,15 +112,50 @@ def cells() -> list[dict]:
     ]
 
 
+def continuous_cells() -> list[dict]:
+    """The experiments of spacql_continuous.py, one seed each."""
+    random = [("simple_spread", "random", m, 3, 500, 1024) for m in METHODS["continuous"]]
+    spread = [
+        ("simple_spread", quality, method, 3, 400, 256) for quality in QUALITIES[1:] for method in METHODS["continuous"]
+    ]
+    others = [
+        (env_id, quality, method, 2, 400, 256)
+        for env_id in ("simple_tag", "simple_world")
+        for quality in ("random", "medium-replay")
+        for method in ("spacql", "cfcql")
+    ]
+    return [
+        dict(env_id=env_id, dataset=quality, method=method, rounds=rounds, batch_size=batch_size, seed=seed)
+        for seed in range(3)  # every cell once before any twice
+        for env_id, quality, method, seeds, rounds, batch_size in random + spread + others
+        if seed < seeds
+    ]
+
+
+def ablation_cells() -> list[dict]:
+    """One change each, one seed."""
+    return [dict(variant=variant, seed=0) for variant in VARIANTS]
+
+
+CELLS = {"discrete": discrete_cells, "continuous": continuous_cells, "ablation": ablation_cells}
+
+
+def files(grid: str) -> tuple[Path, Path]:
+    """The table of a grid and its curves."""
+    return HERE / f"{grid}.csv", HERE / f"{grid}_curves.csv"
+
+
 def name_of(cell: dict) -> str:
     """The name of a cell's run folder."""
-    return "__".join(str(cell[k]) for k in KEYS)
+    return "__".join(map(str, cell.values())).replace(" ", "_").replace("'", "").replace(",", "")
 
 
-def command(cell: dict) -> str:
+def command(grid: str, cell: dict) -> str:
     """The command line of a cell."""
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in cell.items())
-    return f"OMP_NUM_THREADS=1 python spacql.py {flags} --out runs/results --name {name_of(cell)}"
+    known = {"method": FLAGS, "variant": {name: f"{ABLATION} {change}".strip() for name, change in VARIANTS.items()}}
+    flags = [known[k][v] if k in known else f"--{k.replace('_', '-')} {v}" for k, v in cell.items()]
+    place = f"--out runs/results --name {name_of(cell)}"
+    return f"OMP_NUM_THREADS=1 python {SCRIPTS[grid]} {' '.join(flags)} {place}"
 
 
 def read(path: Path) -> list[dict]:
@@ -97,9 +174,9 @@ def write(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def run(cell: dict) -> tuple[dict, list[dict]]:
+def run(grid: str, cell: dict) -> tuple[dict, list[dict]]:
     """Run a cell; returns its row of the table and its rows of the curves."""
-    line = command(cell)
+    line = command(grid, cell)
     commit = current_commit()
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | KEEP_MEMORY
     folder = Path("runs/results") / name_of(cell)
@@ -110,39 +187,42 @@ def run(cell: dict) -> tuple[dict, list[dict]]:
     summary = json.loads(done.stdout.splitlines()[-1])
     with np.load(folder / "returns.npz", allow_pickle=False) as file:
         history = {k.removeprefix("history_"): file[k] for k in file.files if k.startswith("history_")}
-    key = {k: cell[k] for k in KEYS}
     machine = f"1 {platform.machine()} core" if summary["device"] == "cpu" else torch.cuda.get_device_name()
     weights = {f"w{k + 1}": weight for k, weight in enumerate(summary["weights"])}
-    row = key | dict(score=summary["score_mean"], best=summary["best_mean"], k_eff=summary["k_eff"]) | weights
+    row = cell | dict(score=summary["score_mean"], best=summary["best_mean"], k_eff=summary["k_eff"])
+    row |= {f"w{k}": weights.get(f"w{k}", "") for k in (1, 2, 3)}  # HalfCheetah has two agents
     row |= dict(wall_s=summary["wall_s"], machine=machine, commit=commit, command=line)
+    names = ("scores", "k_eff", "entropy" if "entropy" in history else "saturated", "q_data", "q_ood")
     curves = []
     for step, round_number in enumerate(history["round"].tolist()):
-        point = {name: history[name][step, 0] for name in ("scores", "k_eff", "entropy", "q_data", "q_ood")}
+        point = {name: history[name][step, 0] for name in names}
         for name, short in (("weights", "w"), ("u", "u")):
-            point |= {f"{short}{k + 1}": value for k, value in enumerate(history[name][step, 0])}
-        curves.append(key | dict(round=round_number) | {k: round(float(v), 4) for k, v in point.items()})
+            values = dict(enumerate(history[name][step, 0], start=1))
+            point |= {f"{short}{k}": values.get(k, math.nan) for k in (1, 2, 3)}
+        curves.append(cell | dict(round=round_number) | {k: round(float(v), 4) for k, v in point.items()})
     return row, curves
 
 
-def markdown() -> str:
-    """The README's table: mean and deviation over seeds of the last scores."""
+def markdown(grid: str) -> str:
+    """The README's table of a grid: mean and deviation over seeds of the last scores, a column for each method."""
+    method = {"discrete": "backup", "continuous": "method"}.get(grid)
+    task, columns = [key for key in KEYS[grid] if key not in ("seed", method)], METHODS.get(grid, ("score",))
     scores = {}
-    for row in read(TABLE):
-        scores.setdefault((row["env_id"], row["dataset"], row["rounds"]), {}).setdefault(row["backup"], []).append(
-            float(row["score"])
-        )
-    lines = [f"| task | data | rounds | {' | '.join(METHODS)} |", "| --- " * (len(METHODS) + 3) + "|"]
-    for (env_id, quality, rounds), by_method in scores.items():
-        values = [by_method.get(method) for method in METHODS]
+    for row in read(files(grid)[0]):
+        by_method = scores.setdefault(tuple(row[key] for key in task), {})
+        by_method.setdefault(row.get(method, "score"), []).append(float(row["score"]))
+    lines = [f"| {' | '.join((*task, *columns))} |", "| --- " * (len(task) + len(columns)) + "|"]
+    for place, by_method in scores.items():
+        values = [by_method.get(name) for name in columns]
         spread = [f" ± {np.std(v):.1f}" if v and len(v) > 1 else "" for v in values]
         texts = [f"{np.mean(v):.1f}{plus}" if v else "" for v, plus in zip(values, spread, strict=True)]
-        lines.append(f"| {env_id} | {quality} | {rounds} | {' | '.join(texts)} |")
+        lines.append(f"| {' | '.join((*place, *texts))} |")
     return "\n".join(lines)
 
 
 def draw() -> None:
     """Draw w_k over training by quality, SPaCQL on simple_spread (the paper's Figure 3): mean and range over seeds."""
-    rows = [r for r in read(CURVES) if r["env_id"] == "simple_spread" and r["backup"] == "spacql"]
+    rows = [r for r in read(files("discrete")[1]) if r["env_id"] == "simple_spread" and r["backup"] == "spacql"]
     rows = [r for r in rows if int(r["rounds"]) == SPREAD_ROUNDS[r["dataset"]]]
     fig = Figure(figsize=(13, 3.3), layout="constrained")
     axes = fig.subplots(1, len(QUALITIES), sharey=True)
@@ -162,28 +242,38 @@ def draw() -> None:
         fig.savefig(partial, dpi=110)
 
 
-def main() -> None:
-    args = parse(Args, description=__doc__)
-    if args.figures:
-        draw()
-        return print(markdown())
-    done = {tuple(row[k] for k in KEYS) for row in read(TABLE)}
-    todo = [cell for cell in cells() if tuple(str(cell[k]) for k in KEYS) not in done]
-    if args.dry_run:
-        return print("\n".join(map(command, todo)))
-    bar = tqdm(total=len(todo), unit="cell", file=sys.stderr)
+def run_grid(grid: str, todo: list[dict], jobs: int) -> None:
+    """Run the cells of a grid; the two files grow with each that is done."""
+    (table, curves), bar = files(grid), tqdm(total=len(todo), desc=grid, unit="cell", file=sys.stderr)
 
     def finish(cell):
-        row, curves = run(cell)
+        row, points = run(grid, cell)
         with bar.get_lock():  # one writer at a time
-            write(CURVES, read(CURVES) + curves)
-            write(TABLE, read(TABLE) + [row])  # last: what it holds is done
+            write(curves, read(curves) + points)
+            write(table, read(table) + [row])  # last: what it holds is done
         tqdm.write(f"{row['command']}: {row['score']:.1f} ({row['wall_s']:.0f} s)", file=sys.stderr)
         bar.update()
 
-    with ThreadPoolExecutor(args.jobs) as pool:
+    with bar, ThreadPoolExecutor(jobs) as pool:
         list(pool.map(finish, todo))
-    draw()
+
+
+def main() -> None:
+    args = parse(Args, description=__doc__)
+    if args.grid:
+        check_choice("grid", args.grid, GRIDS)
+    for grid in [args.grid] if args.grid else GRIDS:
+        done = {tuple(row[k] for k in KEYS[grid]) for row in read(files(grid)[0])}
+        todo = [cell for cell in CELLS[grid]() if tuple(str(cell[k]) for k in KEYS[grid]) not in done]
+        if args.figures:
+            print(markdown(grid))
+        elif args.dry_run:
+            for cell in todo:
+                print(command(grid, cell))
+        else:
+            run_grid(grid, todo, args.jobs)
+    if not args.dry_run:
+        draw()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,198 @@
+"""Batched HalfCheetah 2x3 of multi-agent MuJoCo: two agents, the back and the front leg, with three joints each.
+
+    python -m data.half_cheetah        # measures its speed here
+
+The numbers are those of gymnasium-robotics' `mamujoco_v1.parallel_env("HalfCheetah", "2x3", agent_obsk=0,
+global_categories=())`, that is, of gymnasium's HalfCheetah-v5; the tests compare the two step by step. Worlds are
+shared out over processes; which process steps a world, and beside which others, changes nothing in it.
+
+Array letters: W worlds, N = 2 agents.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.cheetah_physics import FRAME_SKIP, NUM_TORQUES, POSITIONS, ROW, VELOCITIES, Physics
+from data.errors import InputError
+
+ENV_ID = "HalfCheetah-2x3"
+HORIZON = 1000  # steps per episode; a time limit, never a terminal state
+RESET_NOISE = 0.1
+CONTROL_COST = 0.1
+# Places of each agent's observation in the state: angle and velocity of its foot, shin and thigh. Its torques go the
+# other way: thigh, shin, foot.
+OBSERVED = ((4, 13, 3, 12, 2, 11), (7, 16, 6, 15, 5, 14))
+
+
+class HalfCheetah:
+    """num_worlds HalfCheetahs stepped together, with the interface of data.worlds.Worlds.
+
+    processes: how many step them, this one included; by default one per core, at most one per world.
+    seed: fixes every later reset. The first worlds of a larger batch start as a smaller batch does.
+    Raises InputError for counts below 1.
+    """
+
+    env_id, action_kind = ENV_ID, "continuous"
+    num_learners = num_bodies = 2
+    horizon, obs_dim, state_dim, action_dim = HORIZON, 6, 17, 3
+
+    def __init__(self, num_worlds, device="cpu", seed=0, processes=None):
+        if processes is None:
+            processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        for name, count in (("worlds", num_worlds), ("processes", processes)):
+            if count < 1:
+                raise InputError(f"the number of {name} must be at least 1, not {count}")
+        self.num_worlds, self.device = num_worlds, torch.device(device)
+        with tempfile.TemporaryFile() as file:  # without a name: gone with the last process that has it open
+            file.truncate(num_worlds * ROW * 8)
+            self._physics = Physics(file.fileno(), num_worlds)
+            self._workers = []
+            self._end_workers = weakref.finalize(self, end_workers, self._workers)  # also at exit
+            processes = min(processes, num_worlds)
+            bounds = [num_worlds * i // processes for i in range(processes + 1)]
+            self._own = (bounds[0], bounds[1])  # this process steps the first worlds itself
+            for start, stop in zip(bounds[1:-1], bounds[2:], strict=True):
+                self._workers.append(start_worker(file.fileno(), num_worlds, start, stop))
+        rows = self._physics.rows
+        self._positions, self._velocities, self._torques = (
+            rows[:, POSITIONS],
+            rows[:, VELOCITIES],
+            rows[:, -NUM_TORQUES:],
+        )
+        self._seconds = self._physics.model.opt.timestep * FRAME_SKIP
+        self._rest = self._physics.model.qpos0  # where an episode starts, but for noise
+        self._seed(seed)
+        self.reset()
+
+    def _seed(self, seed):
+        # A generator each for positions and velocities: a start depends on its place, not on the number of worlds.
+        self._generators = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2)]
+
+    def reset(self, seed=None, copies=1):
+        """Start every world anew; returns the agents' observations [W, N, 6].
+
+        seed: starts the random numbers anew. copies: W / copies different starts, the whole list repeated `copies`
+        times, so that several teams can be compared from the same starts.
+        """
+        if seed is not None:
+            self._seed(seed)
+        shape = (self.num_worlds // copies, 9)
+        shift = self._generators[0].uniform(-RESET_NOISE, RESET_NOISE, shape)
+        velocities = RESET_NOISE * self._generators[1].standard_normal(shape)
+        self._physics.reset(np.tile(self._rest + shift, (copies, 1)), np.tile(velocities, (copies, 1)))
+        return self._observe()
+
+    def state(self):
+        """The simulator's state [W, 17]: 8 positions (all but how far it has run) and 9 velocities."""
+        return torch.from_numpy(self._state().astype(np.float32)).to(self.device)
+
+    def _state(self):
+        return np.concatenate([self._positions[:, 1:], self._velocities], axis=1)
+
+    def observe(self, i):
+        """Observation of agent i, [W, 6]."""
+        return self._observe()[:, i]
+
+    def _observe(self):
+        return self.state()[:, OBSERVED]
+
+    def step(self, actions):
+        """Move by torques `actions` [W, N, 3] in [-1, 1]; returns observations [W, N, 6] and rewards [W, N]."""
+        rewards = self.advance(actions)
+        return self._observe(), rewards
+
+    def advance(self, actions):
+        """Move by torques `actions` [W, N, 3]; returns rewards [W, N], the same for both agents.
+
+        Raises InputError for other shapes or numbers that are not finite, RuntimeError where a worker has ended.
+        """
+        shape = (self.num_worlds, self.num_learners, self.action_dim)
+        if tuple(actions.shape) != shape or not actions.is_floating_point():
+            raise InputError(f"actions must be floats of shape {shape}, got {actions.dtype} {tuple(actions.shape)}")
+        if not actions.isfinite().all():
+            raise InputError("actions must be finite")
+        if not self._end_workers.alive:
+            raise RuntimeError("these HalfCheetah worlds are closed")
+        self._torques[:] = actions.detach().cpu().flatten(1).numpy()
+        before = self._positions[:, 0].copy()
+        try:
+            for worker in self._workers:
+                os.write(worker.stdin.fileno(), b".")
+            self._physics.step(*self._own)
+            for worker in self._workers:
+                if not os.read(worker.stdout.fileno(), 1):
+                    raise BrokenPipeError
+        except BaseException as error:  # an interrupt too: the workers may be in the middle of a step
+            self.close()
+            if isinstance(error, BrokenPipeError):
+                raise RuntimeError("a HalfCheetah worker process ended unexpectedly; the worlds are closed") from None
+            raise
+        speed = (self._positions[:, 0] - before) / self._seconds
+        rewards = speed - CONTROL_COST * np.square(self._torques).sum(1)
+        rewards = torch.from_numpy(rewards.astype(np.float32)).to(self.device)
+        return rewards.unsqueeze(1).expand(-1, self.num_learners)
+
+    def close(self):
+        """End the worker processes; the worlds cannot be stepped any more."""
+        self._end_workers()
+
+
+def start_worker(file: int, num_worlds: int, start: int, stop: int) -> subprocess.Popen:
+    """A process that steps worlds start .. stop - 1 of the shared file; it ends when its standard input does.
+
+    It is a program of its own rather than a fork or multiprocessing's child: those copy torch's locked threads, or
+    import the caller's script, torch and all. In its own session no Ctrl-C reaches it.
+    """
+    command = [sys.executable, "-m", "data.cheetah_physics", *map(str, (file, num_worlds, start, stop))]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        pass_fds=[file],
+        cwd=Path(__file__).parent.parent,
+        start_new_session=True,
+    )
+
+
+def end_workers(workers: list[subprocess.Popen]) -> None:
+    """Close the workers' pipes, which ends them, and wait until they have."""
+    for worker in workers:
+        worker.stdin.close()
+    for worker in workers:
+        worker.stdout.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(timeout=2)
+        worker.kill()  # one that hangs; nothing happens to one that has ended
+        worker.wait()
+
+
+def measure_speed(processes: int, num_worlds: int = 64, steps: int = 400) -> float:
+    """Steps of a world per second with random actions."""
+    worlds = HalfCheetah(num_worlds, processes=processes)
+    actions = torch.rand(steps, num_worlds, 2, 3) * 2 - 1
+    worlds.step(actions[0])  # waits until the workers have started
+    start = time.perf_counter()
+    for action in actions:
+        worlds.step(action)
+    seconds = time.perf_counter() - start
+    worlds.close()
+    return num_worlds * steps / seconds
+
+
+def main() -> None:
+    for processes in sorted({1, len(os.sched_getaffinity(0))}):
+        print(f"{processes} processes: {measure_speed(processes):,.0f} world-steps/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,520 @@
+"""SPaCQL with continuous actions: particle worlds with 2-D forces, and HalfCheetah 2x3, in one file.
+
+Reference: Jin and Montana, "Partial Action Replacement: Tackling Distribution Shift in Offline MARL", AAAI 2026
+(arXiv 2511.07629). Networks and most settings are those of CFCQL (Shao et al. 2023), which the paper keeps.
+
+    python spacql_continuous.py --env-id simple_spread --dataset medium
+
+The method is that of spacql.py, its sister; actions, actors, the penalty's candidates and environments differ:
+    (1)  a'^(k): k random agents of the logged next joint action a' act by policy    partial_replacement
+    (2)  T^(k) Q(s, a) = E[r + gamma Q(s', a'^(k))],  T^SP = sum_k w_k T^(k)         spacql_target
+    (3)  u_k(s') = std_j Q_j(s', a'^(k)),  w_k = u_k^-1 / sum_m u_m^-1               uncertainty, replacement_weights
+    (4)  Y = r + gamma sum_k w_k min_j Qtarget_j(s', a'^(k))                         spacql_target
+    (5)  (Q - Y)^2 + alpha (sum_i lambda_i log int_a exp Q(s, a, a_-i) - Q(s, a))    critic_loss, cql_penalty
+    (6)  agent i ascends Q(s, pi_i(o_i), a_-i), the others as logged                 actor_loss
+
+Array letters: S seeds trained side by side, E critics (ensemble members), B batch, K replacement sizes, N agents,
+A numbers of an agent's action, O observation numbers of an agent, D state numbers, H hidden units, U updates in a
+round, M agents in the penalty, C candidate actions of each, R joint actions per state. A joint action is a row of N * A
+numbers in [-1, 1]. Networks are stacked tensors: critics [S, E, in, out], actors [S, N, in, out].
+
+Deviations and readings of our own, beside those of spacql.py on rewards, penalty_agents and an episode's last step:
+  * the integral in (5) is estimated from C uniform candidates per agent, on HalfCheetah also from C around the policy
+    at s and C around that at s', weighed by their density before clipping; lambda_i = 1/N; macql joins the agents';
+  * actors are deterministic, kept from saturating by L2 on their outputs (--output-l2), and ascend the mean of the
+    online members, once per round, on its last transitions;
+  * observations and states are standardised once, by the dataset, actions not at all; CFCQL's code batch-normalises
+    every forward call, which for the critics' action inputs is --action-norm call (the README has both);
+  * scores of spread and HalfCheetah are in the published unit (same worlds); tag and world have our own prey and unit.
+"""
+
+import json
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import torch
+from tqdm import tqdm
+
+from data import runs
+from data.behaviour import CONTINUOUS_ENV_IDS, init_mlp
+from data.datasets import find_prey, load_dataset, make_env, normalise
+from data.errors import InputError
+from data.files import run_script, say
+
+# Values by task. The paper_* ones and CQL_ALPHA, alpha in (5), are CFCQL's; the rest are ours (README, Results).
+PARTICLES = dict(gamma=0.95, tau=0.01, hidden=64, batch_size=256, paper_batch_size=1024, policy_candidates=False)
+PARTICLES |= dict(rounds=800, eval_every=20, eval_episodes=200, final_episodes=1000, output_l2=0.1)
+CHEETAH = dict(gamma=0.99, tau=0.005, hidden=256, batch_size=256, paper_batch_size=256, policy_candidates=True)
+CHEETAH |= dict(rounds=2000, eval_every=200, eval_episodes=4, final_episodes=20, output_l2=0.1)
+TASKS = {
+    "simple_spread": PARTICLES | dict(learning_rate=0.01, paper_learning_rate=0.01, paper_rounds=2000),
+    "simple_tag": PARTICLES | dict(learning_rate=0.001, paper_learning_rate=0.001, paper_rounds=2000),
+    "simple_world": PARTICLES | dict(learning_rate=0.001, paper_learning_rate=0.001, paper_rounds=5000),
+    "HalfCheetah-2x3": CHEETAH | dict(learning_rate=0.0003, paper_learning_rate=0.0003, paper_rounds=100_000),
+}
+CQL_ALPHA = {
+    "simple_spread": {"random": 0.5, "medium-replay": 1.0, "medium": 5.0, "expert": 2.5},
+    "simple_tag": {"random": 0.5, "medium-replay": 0.5, "medium": 0.6, "expert": 2.0},
+    "simple_world": {"random": 0.5, "medium-replay": 0.5, "medium": 0.32, "expert": 0.3},
+    "HalfCheetah-2x3": {"random": 0.1, "medium-replay": 0.4, "medium": 1.0, "expert": 1.7},
+}
+TARGET_NOISE, CANDIDATE_NOISE = 0.05, 0.2  # standard deviations, CFCQL's
+CHOICES = dict(env_id=CONTINUOUS_ENV_IDS, backup=("spacql", "icql-qs", "joint", "uniform"))
+CHOICES |= dict(penalty=("cfcql", "macql", "none"), actor_loss=("spacql", "bc", "td3bc"), action_norm=("call", "none"))
+
+
+@dataclass(frozen=True)
+class Args:
+    """Train SPaCQL (or one of its special cases) offline. Symbols in brackets are the paper's."""
+
+    env_id: str = "simple_spread"
+    """simple_spread, simple_tag, simple_world or HalfCheetah-2x3"""
+    dataset: str = "medium"
+    """random, medium-replay, medium, expert, or the path of an .h5 file of this project or of an OMAR folder"""
+    prey: str | None = None
+    """with an OMAR folder of tag or world: its pretrained_adv_model.pt, if it is not beside or above the folder"""
+    backup: str = "spacql"
+    """TD target: spacql (w_k by uncertainty), icql-qs (k = 1), joint (k = n), uniform (w_k = 1/n)"""
+    penalty: str = "cfcql"
+    """conservative penalty: cfcql (per agent, others as logged), macql (joint actions), none"""
+    actor_loss: str = "spacql"
+    """spacql (equation 6), bc (behaviour cloning; the critics have no say), td3bc (both)"""
+    num_critics: int = 10
+    """[E] ensemble members; 2 with --backup joint is CFCQL"""
+    penalty_agents: int | None = None
+    """[M] agents drawn per transition for the cfcql penalty, an estimate of its mean over agents; default 1"""
+    cql_alpha: float | None = None
+    """[alpha] weight of the penalty; default by task and quality from CQL_ALPHA"""
+    weight_temperature: float = 1.0
+    """[beta] w_k ~ u_k^-beta; 1 is the paper's rule, 0 is uniform"""
+    candidates: int = 10
+    """[C] candidate actions per agent in the penalty, from each of the distributions they are drawn from"""
+    action_norm: str = "none"
+    """the critics' action inputs as they are, or standardised at every call, as CFCQL's batch-norm does: none, call"""
+    action_l2: float = 0.001
+    """weight of the squared actions in the actors' loss, CFCQL's"""
+    output_l2: float | None = None
+    """weight of the actors' squared outputs before the tanh in their loss (ours); default by task from TASKS"""
+    seed: int = 0
+    """first seed of networks and sampling"""
+    num_seeds: int = 1
+    """[S] seeds seed, seed + 1, ... trained at once in one process"""
+    rounds: int | None = None
+    """rounds of critic_updates critic steps, one actor step and one target step; default by task from TASKS"""
+    critic_updates: int = 5
+    """critic steps per round"""
+    batch_size: int | None = None
+    """[B] transitions per step; default 256"""
+    paper_size: bool = False
+    """the paper's full size: its batch and rounds, the penalty over all agents"""
+    learning_rate: float | None = None
+    """Adam's, critics and actors; default by task from TASKS"""
+    actor_learning_rate: float | None = None
+    """another one for the actors"""
+    gamma: float | None = None
+    """discount; default 0.95, HalfCheetah 0.99"""
+    tau: float | None = None
+    """Polyak step of the target networks, once per round; default 0.01, HalfCheetah 0.005"""
+    hidden: int | None = None
+    """[H] units of both hidden layers; default 64, HalfCheetah 256"""
+    max_grad_norm: float = 0.5
+    """each network's gradient is clipped to this norm"""
+    eval_every: int | None = None
+    """rounds between evaluations, which also save the checkpoint; default 20, HalfCheetah 200"""
+    eval_episodes: int | None = None
+    """episodes per seed and evaluation; default 200, HalfCheetah 4"""
+    final_episodes: int | None = None
+    """episodes per seed behind the reported scores; default 1000, HalfCheetah 20"""
+    eval_seed: int = 12345
+    """fixes the worlds of all evaluations"""
+    dataset_size: int = 1_000_000
+    """transitions to simulate for a named dataset"""
+    data_seed: int = 0
+    """seed of the simulated dataset, which all training seeds share"""
+    data_dir: str = "datasets"
+    """where simulated datasets are kept"""
+    out: str = "runs"
+    """where run folders go"""
+    name: str | None = None
+    """run folder under --out; default from task, dataset, method and seeds, numbered if it exists"""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    track: bool = False
+    """send the TensorBoard log to Weights & Biases too (needs the wandb package)"""
+    checkpoint: str | None = None
+    """a checkpoint.pt, or the run folder that holds it, for --resume and --eval-only"""
+    resume: bool = False
+    """continue --checkpoint, or the newest run of the same name, with its settings (flags given here win)"""
+    eval_only: bool = False
+    """score --checkpoint and stop"""
+    video: bool = False
+    """also record episodes of the first seed as a GIF"""
+
+
+# ------------------------------------------------------------------------------- the paper's equations
+
+
+def partial_replacement(logged, policy, order, sizes):
+    """Equation (1): a'^(k), the logged next joint action with k agents' actions replaced, for every k in sizes.
+
+    logged [S, B, N, A] and policy [S, B, K, N, A] are actions; order [S, B, K, N] holds i.i.d. uniform numbers, and
+    the k agents with the smallest ones are replaced, so every set of k agents is equally likely. sizes [K] are the k.
+    Returns [S, B, K, N, A].
+    """
+    rank = order.argsort(-1).argsort(-1)  # [S, B, K, N]: how many agents come before, exact for ties too
+    return torch.where((rank < sizes[:, None]).unsqueeze(-1), policy, logged.unsqueeze(2))
+
+
+def uncertainty(q_online):
+    """Equation (3), u_k: standard deviation over the online members of Q_j(s', a'^(k)); [S, E, B, K] -> [S, B, K]."""
+    return q_online.std(dim=1, correction=0)
+
+
+def replacement_weights(u, temperature=1.0):
+    """Equation (3), w_k ~ u_k^-temperature on the simplex over K (last axis of u); finite where u_k is 0."""
+    return torch.softmax(-temperature * u.clamp(min=1e-20).log(), dim=-1)
+
+
+def spacql_target(rewards, q_target, weights, gamma):
+    """Equations (2) and (4): Y = r + gamma sum_k w_k min_j Qtarget_j(s', a'^(k)).
+
+    rewards [S, B], q_target [S, E, B, K], weights [S, B, K] -> [S, B]. No terminal states: episodes only time out.
+    """
+    return rewards + gamma * (weights * q_target.amin(dim=1)).sum(-1)
+
+
+def cql_penalty(q_candidates, log_density, q_data):
+    """The penalty in (5), sum_i lambda_i log E_a[exp Q(s, a_i = a, a_-i) / density(a)] - Q(s, a), lambda_i = 1/N.
+
+    That mean estimates the integral of exp Q. q_candidates [S, E, B, M, C] of the agents drawn (macql: M = 1, the
+    team as one), log_density [S, B, M, C] of each candidate under what drew it, q_data [S, E, B] -> [S, E, B].
+    """
+    log_mean = (q_candidates - log_density.unsqueeze(1)).logsumexp(-1) - math.log(log_density.shape[-1])
+    return log_mean.mean(-1) - q_data
+
+
+def critic_loss(q_data, target, penalty, alpha):
+    """Equation (5) of every member, [S, E]: q_data and penalty [S, E, B], target [S, B]."""
+    return ((q_data - target.unsqueeze(1)) ** 2 + alpha * penalty).mean(-1)
+
+
+def actor_loss(kind, outputs, q_policy, logged, action_l2, output_l2):
+    """Equation (6) for every agent, [S, N]: minus Q(s, pi_i(o_i), a_-i), plus L2 terms on pi_i and its outputs.
+
+    outputs [S, B, N, A], whose tanh is pi; q_policy [S, B, N]; logged [S, B, N, A]. bc imitates; td3bc does both.
+    """
+    policy = outputs.tanh()
+    imitation = (policy - logged).square().mean((1, 3))  # [S, N]
+    small = action_l2 * policy.square().mean((1, 3)) + output_l2 * outputs.square().mean((1, 3))
+    scaled = q_policy / q_policy.detach().abs().mean(1, keepdim=True)
+    return dict(spacql=small - q_policy.mean(1), bc=imitation, td3bc=imitation - 2.5 * scaled.mean(1))[kind]
+
+
+# -------------------------------------------------------------------------------- networks and actions
+
+
+def init_networks(generators, count, sizes):
+    """`count` networks per generator (seed), each initialised as nn.Linear layers are.
+
+    Returns [W, b, W, b, ...] with W [S, count, in, out] and b [S, count, 1, out].
+    """
+    return [torch.stack(p) for p in zip(*(init_mlp(count, sizes, g) for g in generators), strict=True)]
+
+
+def actor_outputs(actor, obs):
+    """Outputs [S, B, N, A] of the stacked actors on their own observations [S, B, N, O]; their tanh is the action."""
+    w1, b1, w2, b2, w3, b3 = actor
+    x = (obs.transpose(1, 2) @ w1 + b1).relu()  # [S, N, B, H]
+    x = (x @ w2 + b2).relu()
+    return (x @ w3 + b3).transpose(1, 2)
+
+
+def critic_values(critic, state, joint):
+    """Q of every member, [S, E, B, R], for R joint actions in each of B states.
+
+    state [S, B, D]; joint [S, B, R, N * A]. The first layer's state part is computed once for all R.
+    """
+    w1, b1, w2, b2, w3, b3 = (p.flatten(0, 1) for p in critic)  # [S * E, in, out]
+    (num_seeds, members), (batch, rows), dim = critic[0].shape[:2], joint.shape[1:3], state.shape[-1]
+    state, joint = (x.repeat_interleave(members, dim=0) for x in (state, joint.flatten(1, 2)))  # [S * E, ...]
+    from_state = torch.baddbmm(b1, state, w1[:, :dim]).unsqueeze(2)  # [S * E, B, 1, H]
+    x = (joint @ w1[:, dim:]).unflatten(1, (batch, rows)) + from_state
+    x = torch.baddbmm(b2, x.flatten(1, 2).relu_(), w2).relu_()  # [S * E, B * R, H]
+    return torch.baddbmm(b3, x, w3).view(num_seeds, members, batch, rows)
+
+
+def batch_norm(joint):
+    """Action inputs of the critics, [S, B, G, C, N * A], standardised as CFCQL's batch-norm does at every call: by
+    mean and deviation over the batch, each group G (a replacement size, an agent) by itself; [S, B, G * C, N * A]."""
+    var, mean = torch.var_mean(joint, dim=(1, 3), keepdim=True, correction=0)
+    return ((joint - mean) / (var + 1e-5).sqrt()).flatten(2, 3)
+
+
+def counterfactuals(actions, agents, to):
+    """Single-agent changes of the joint actions [S, B, N, A]: in row (i, c) agent i plays its action c of
+    `to` [S, B, M, C, A] and the others act as given, for the agents [S, B, M]; [S, B, M, C, N * A]."""
+    changes = torch.eye(actions.shape[2], dtype=torch.bool, device=actions.device)[agents]  # [S, B, M, N]: who changes
+    played = actions[:, :, None, None]  # [S, B, 1, 1, N, A]
+    return torch.where(changes[:, :, :, None, :, None], to.unsqueeze(-2), played).flatten(-2)
+
+
+def propose(agents, generators, count, dim, policies):
+    """The penalty's candidate actions for the agents [S, B, M] and the log-density of each under what drew it.
+
+    policies: the actors' actions at s and s', [S, B, N, A] each, or None. Returns actions [S, B, M, C, A] and densities
+    [S, B, M, C] in one order: `count` uniform ones, then as many around the policy at s, and at s'.
+    """
+    actions = 2 * per_seed(torch.rand, generators, (*agents.shape[1:], count, dim)) - 1
+    log_density = torch.full_like(actions[..., 0], -dim * math.log(2))
+    if policies is None:
+        return actions, log_density
+    means = torch.stack(policies, dim=3).take_along_dim(agents[..., None, None], dim=2).repeat_interleave(count, dim=3)
+    noise = per_seed(torch.randn, generators, means.shape[1:])
+    gauss = -noise.square().sum(-1) / 2 - dim * math.log(CANDIDATE_NOISE * math.sqrt(2 * math.pi))
+    near = (means + CANDIDATE_NOISE * noise).clamp(-1, 1)
+    return torch.cat([actions, near], dim=3), torch.cat([log_density, gauss], dim=3)
+
+
+def candidates(penalty, actions, agents, proposals, log_density):
+    """The penalty's joint actions [S, B, M, C, N * A] and log-densities [S, B, M, C]: the changes of the logged ones by
+    the agents' proposals for cfcql (for none M = 0), the proposals of all agents together for macql (M = 1)."""
+    if penalty == "macql":
+        return proposals.transpose(2, 3).flatten(-2).unsqueeze(2), log_density.sum(2, keepdim=True)
+    return counterfactuals(actions, agents, proposals), log_density
+
+
+def clip_each(params, limit):
+    """Clip the gradient of every stacked network by itself: its norm runs over all axes but [S, E or N]."""
+    norm = sum(p.grad.square().sum((-2, -1), keepdim=True) for p in params).sqrt()
+    for p in params:
+        p.grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+
+
+def backup_sizes(backup, num_agents):
+    """The replacement sizes k that a backup uses: 1, n, or all of 1..n."""
+    return {"icql-qs": [1], "joint": [num_agents]}.get(backup, list(range(1, num_agents + 1)))
+
+
+def backup_weights(backup, q_online, temperature):
+    """Weights [S, B, K] of the sizes in use: by the members' spread for spacql, else equal."""
+    if backup == "spacql":
+        return replacement_weights(uncertainty(q_online), temperature)
+    return torch.full_like(q_online[:, 0], 1 / q_online.shape[-1])
+
+
+# --------------------------------------------------------------------------- data, scores, diagnostics
+
+
+def to_device(dataset, device):
+    """The dataset on the device, as rows: obs [E (T + 1), N, O] and state [E (T + 1), D] standardised, actions
+    [E T, N, A], team rewards [E T] centred. Also the scale (mean, deviation), [N, O] each, of the observations; what is
+    constant gets deviation 1. The state is the observations side by side, or the simulator's where there is one."""
+    obs, scale = standardise(dataset.observations.to(device))
+    state = obs.flatten(2) if dataset.states is None else standardise(dataset.states.to(device))[0]
+    return dict(
+        obs=obs.flatten(0, 1),
+        state=state.flatten(0, 1),
+        actions=dataset.actions.to(device).flatten(0, 1),
+        rewards=(dataset.rewards - dataset.rewards.mean()).mean(-1).to(device).flatten(),
+        horizon=dataset.actions.shape[1],
+    ), scale
+
+
+def standardise(x):
+    """x [E, T + 1, ...] minus its mean, over its deviation (1 where it is constant), and these two."""
+    std, mean = torch.std_mean(x, dim=(0, 1), correction=0)
+    std = torch.where(std < 1e-6, 1.0, std)
+    return (x - mean) / std, (mean, std)
+
+
+def sample_transitions(data, index):
+    """Rows (s, o, a, r, s', o', a') of the transitions `index` [S, B]; the last step of an episode is none."""
+    horizon, state, obs, actions = (data[name] for name in ("horizon", "state", "obs", "actions"))
+    episode, step = index // (horizon - 1), index % (horizon - 1)
+    row, action_row = episode * (horizon + 1) + step, episode * horizon + step
+    now, later = (state[row], obs[row], actions[action_row]), (state[row + 1], obs[row + 1], actions[action_row + 1])
+    return *now, data["rewards"][action_row], *later
+
+
+def per_seed(draw, generators, *args):
+    """Random tensors stacked over seeds, each from its own generator, so that seeds do not notice each other."""
+    return torch.stack([draw(*args, generator=g, device=g.device) for g in generators])
+
+
+def policy_actions(actor, obs, scale):
+    """The actors' actions [S, B, N, A] on observations [S, B, N, O] as the environment gives them."""
+    mean, std = scale
+    return actor_outputs(actor, (obs.to(mean.device) - mean) / std).tanh()
+
+
+@torch.no_grad()
+def evaluate(actor, env, scale, seed):
+    """Undiscounted returns [S, episodes] of the teams, mean over agents; every seed from the same starts."""
+    num_seeds = len(actor[0])
+    obs, returns = env.reset(seed=seed, copies=num_seeds), 0.0
+    for _ in range(env.horizon):  # episodes only end by their time limit: nothing to mask
+        obs, rewards = env.step(policy_actions(actor, obs.unflatten(0, (num_seeds, -1)), scale).flatten(0, 1))
+        returns = returns + rewards.mean(-1)
+    return returns.view(num_seeds, -1)
+
+
+@torch.no_grad()
+def diagnose(nets, data, norm, index, noise, backup, temperature):
+    """What to watch on fixed transitions: w_k, u_k [S, N]; k_eff, saturation, Q on data and on uniform actions [S]."""
+    state, obs, actions, _, next_state, next_obs, next_actions = sample_transitions(data, index)
+    num, used = actions.shape[2], [k - 1 for k in backup_sizes(backup, actions.shape[2])]
+    sizes = torch.arange(1, num + 1, device=state.device)
+    policy = actor_outputs(nets["target_actor"], next_obs).tanh().unsqueeze(2)  # [S, B, 1, N, A]
+    joint = partial_replacement(next_actions, policy, noise[..., :num], sizes).flatten(-2).unsqueeze(3)
+    q_next = critic_values(nets["critic"], next_state, norm(joint))
+    weights = torch.zeros_like(q_next[:, 0])  # [S, B, N], zero at sizes that are not in use
+    weights[..., used] = backup_weights(backup, q_next[..., used], temperature)
+    both = torch.stack([actions, 2 * noise[..., num:] - 1], dim=2).flatten(-2).unsqueeze(3)  # logged; uniform
+    q_both = critic_values(nets["critic"], state, norm(both)).mean((1, 2))
+    saturated = (actor_outputs(nets["actor"], obs).tanh().abs() > 0.99).float().mean((1, 2, 3))
+    report = dict(weights=weights.mean(1), u=uncertainty(q_next).mean(1), k_eff=(weights * sizes).sum(-1).mean(1))
+    return report | dict(q_data=q_both[:, 0], q_ood=q_both[:, 1], saturated=saturated)
+
+
+# ------------------------------------------------------------------------------- settings and training
+
+
+def fill_in(args: Args, quality: str, num_agents: int):
+    """The arguments with every None that has a default by task, quality or size replaced by it."""
+    task = TASKS[args.env_id] | dict(cql_alpha=CQL_ALPHA[args.env_id].get(quality))
+    paper = {name.removeprefix("paper_"): value for name, value in task.items() if name.startswith("paper_")}
+    task |= paper | dict(penalty_agents=num_agents) if args.paper_size else dict(penalty_agents=1)
+    args = replace(args, **{k: v for k, v in task.items() if getattr(args, k, 0) is None})
+    if args.cql_alpha is None:
+        raise InputError(f"no default alpha for data of quality '{quality}': give --cql-alpha")
+    return replace(args, penalty_agents=min(args.penalty_agents, num_agents))
+
+
+def main(argv=None):
+    """Train (or resume, or only evaluate) as the arguments say; prints the summary as JSON and returns it."""
+    start = time.time()
+    args, folder, saved = runs.open_run(Args, argv, __doc__, CHOICES)
+    device = runs.pick_device(args.device)
+    prey = find_prey(args.env_id, args.dataset, args.prey, device)
+    make_worlds = partial(make_env, args.env_id, device=device, action_kind="continuous", prey=prey)
+    if args.eval_only:
+        actor, scale = ([p.to(device) for p in saved[key]] for key in ("actor", "scale"))
+        facts, history = saved["facts"], saved["history"]
+    else:
+        args, actor, scale, facts, history = train(args, folder, saved, device, make_worlds)
+    env = make_worlds(args.num_seeds * args.final_episodes, facts["num_agents"])
+    returns = evaluate(actor, env, scale, args.eval_seed + 1)
+    summary = runs.summarise(args, normalise(returns.mean(1), facts), history)
+    summary |= dict(wall_s=round(time.time() - start, 1), device=str(device))
+    if not args.eval_only:
+        runs.save_results(folder, asdict(args), summary, returns, history)
+    if args.video:
+        runs.record_gif(folder / "greedy.gif", partial(policy_actions, actor, scale=scale), env, args.eval_seed)
+    print(json.dumps(summary), flush=True)
+    return summary
+
+
+def train(args, folder, saved, device, make_worlds):
+    """The algorithm. Returns the filled-in arguments, actors, scale of inputs, facts of the data, and history."""
+    dataset = load_dataset(args.env_id, args.dataset, args.dataset_size, args.data_seed, args.data_dir, "continuous")
+    (num, obs_dim), action_dim = dataset.observations.shape[2:], dataset.actions.shape[-1]
+    facts = {k: dataset.facts[k] for k in ("quality", "random_score", "expert_score")} | dict(num_agents=num)
+    num_transitions = dataset.actions[:, 1:, 0, 0].numel()  # all but the last step of each episode
+    args = fill_in(args, facts["quality"], num)
+    data, scale = to_device(dataset, device)
+
+    # A seed draws from its own generator only: trained together or alone, it ends the same, to rounding.
+    generators = [torch.Generator(device).manual_seed(args.seed + i) for i in range(args.num_seeds)]
+    in_dim = data["state"].shape[-1] + num * action_dim
+    critic = init_networks(generators, args.num_critics, (in_dim, args.hidden, args.hidden, 1))
+    actor = init_networks(generators, num, (obs_dim, args.hidden, args.hidden, action_dim))
+    target_critic, target_actor, best_actor = ([p.clone() for p in params] for params in (critic, actor, actor))
+    nets = dict(critic=critic, actor=actor, target_critic=target_critic, target_actor=target_actor, best=best_actor)
+    rates = dict(critic=args.learning_rate, actor=args.actor_learning_rate or args.learning_rate)
+    adams = {k: torch.optim.Adam([p.requires_grad_() for p in nets[k]], lr, fused=True) for k, lr in rates.items()}
+    first_round, history = runs.restore(saved, nets, adams, generators) if saved else (0, {})
+    say(f"{args.env_id} {args.dataset}: mean score of the data {normalise(dataset.mean_return, facts):.1f}")
+
+    env = make_worlds(args.num_seeds * args.eval_episodes, num)
+    near_policies = TASKS[args.env_id]["policy_candidates"]
+    norm = batch_norm if args.action_norm == "call" else partial(torch.flatten, start_dim=2, end_dim=3)
+    sizes = torch.tensor(backup_sizes(args.backup, num), device=device)  # [K]
+    everyone = torch.arange(num, device=device).expand(args.num_seeds, args.batch_size, -1)  # [S, B, N]
+    probe = [torch.Generator(device).manual_seed(args.eval_seed)]  # transitions to diagnose, the same for all seeds
+    probe_index = per_seed(torch.randint, probe, num_transitions, (1024,)).expand(args.num_seeds, -1)
+    probe_noise = per_seed(torch.rand, probe, (1024, num, num + action_dim)).expand(args.num_seeds, -1, -1, -1)
+    writer = runs.start_log(folder, asdict(args), first_round, args.track)
+    bar = tqdm(range(first_round, args.rounds), initial=first_round, total=args.rounds, file=sys.stderr, unit="round")
+    for round_number in bar:
+        # ---- sample: this round's transitions and random numbers
+        shape = (args.critic_updates, args.batch_size)  # [U, B]
+        index = per_seed(torch.randint, generators, num_transitions, shape)  # [S, U, B]
+        order = per_seed(torch.rand, generators, (*shape, len(sizes) + 1, num))  # [S, U, B, K + 1, N]
+        jitter = TARGET_NOISE * per_seed(torch.randn, generators, (*shape, len(sizes), num, action_dim))
+        for update in range(args.critic_updates):
+            row = sample_transitions(data, index[:, update])
+            state, obs, actions, rewards, next_state, next_obs, next_actions = row
+            # ---- target: equations (1) to (4)
+            with torch.no_grad():
+                policy = (actor_outputs(target_actor, next_obs).tanh().unsqueeze(2) + jitter[:, update]).clamp(-1, 1)
+                joint = partial_replacement(next_actions, policy, order[:, update, :, 1:], sizes)
+                joint = norm(joint.flatten(-2).unsqueeze(3))  # [S, B, K, N * A]
+                q_target = critic_values(target_critic, next_state, joint)  # [S, E, B, K]
+                q_online = critic_values(critic, next_state, joint) if args.backup == "spacql" else q_target
+                weights = backup_weights(args.backup, q_online, args.weight_temperature)
+                target = spacql_target(rewards, q_target, weights, args.gamma)
+                drawn = order[:, update, :, 0].argsort(-1)[..., : args.penalty_agents]  # [S, B, M]
+                agents = dict(cfcql=drawn, macql=everyone, none=drawn[..., :0])[args.penalty]
+                both = [actor_outputs(actor, o).tanh() for o in (obs, next_obs)] if near_policies else None
+                proposals = propose(agents, generators, args.candidates, action_dim, both)
+                others, log_density = candidates(args.penalty, actions, agents, *proposals)
+
+            # ---- critics: equation (5); row 0 is the data, the others are the penalty's candidates
+            rows = torch.cat([norm(actions.flatten(-2)[:, :, None, None]), norm(others)], dim=2)
+            q = critic_values(critic, state, rows)  # [S, E, B, 1 + M * C]
+            q_data, q_candidates = q[..., 0], q[..., 1:].unflatten(-1, log_density.shape[2:])
+            penalty = 0.0 if args.penalty == "none" else cql_penalty(q_candidates, log_density, q_data)
+            loss = critic_loss(q_data, target, penalty, args.cql_alpha)  # [S, E]
+            adams["critic"].zero_grad()
+            loss.sum().backward()
+            clip_each(critic, args.max_grad_norm)
+            adams["critic"].step()
+
+        # ---- actors: equation (6), on the round's last transitions
+        outputs = actor_outputs(actor, obs)  # [S, B, N, A]
+        alternatives = norm(counterfactuals(actions, everyone, outputs.tanh().unsqueeze(3)))  # [S, B, N, N * A]
+        q = critic_values([p.detach() for p in critic], state, alternatives).mean(1)  # [S, B, N]
+        adams["actor"].zero_grad()
+        actor_loss(args.actor_loss, outputs, q, actions, args.action_l2, args.output_l2).sum().backward()
+        clip_each(actor, args.max_grad_norm)
+        adams["actor"].step()
+
+        # ---- Polyak: the targets follow
+        with torch.no_grad():
+            torch._foreach_lerp_(target_critic + target_actor, critic + actor, args.tau)
+
+        # ---- now and then: score, diagnose, log, save (the only host syncs)
+        if (round_number + 1) % args.eval_every and round_number + 1 < args.rounds:
+            continue
+        if not all(p.isfinite().all() for p in critic + actor):
+            raise InputError(f"training diverged by round {round_number + 1}: try a smaller --learning-rate")
+        scores = normalise(evaluate(actor, env, scale, args.eval_seed).mean(1), facts)  # [S]
+        best = scores > torch.tensor(history["scores"] if history else [[float("-inf")]], device=device).amax(0)
+        for kept, param in zip(best_actor, actor, strict=True):
+            kept[best] = param.detach()[best]
+        report = diagnose(nets, data, norm, probe_index, probe_noise, args.backup, args.weight_temperature)
+        report |= dict(scores=scores, critic_loss=loss.detach().mean(1))
+        runs.log_report(writer, history, round_number + 1, report)
+        bar.set_postfix(score=f"{float(scores.mean()):.1f}", k_eff=f"{float(report['k_eff'].mean()):.2f}")
+        facts_of_run = dict(args=json.dumps(asdict(args)), scale=list(scale), facts=facts, history=history)
+        runs.save_checkpoint(folder, round_number + 1, nets, adams, generators, facts_of_run)
+    writer.close()
+    runs.warn_if_collapsed(args.backup, facts["quality"], history)
+    return args, actor, scale, facts, history
+
+
+if __name__ == "__main__":
+    run_script("spacql_continuous.py", main)
