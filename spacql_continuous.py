@@ -45,10 +45,10 @@ from data.errors import InputError
 from data.files import run_script, say
 
 # Values by task. The paper_* ones and CQL_ALPHA, alpha in (5), are CFCQL's; the rest are ours (README, Results).
-PARTICLES = dict(gamma=0.95, tau=0.01, hidden=64, batch_size=256, paper_batch_size=1024, policy_candidates=False)
-PARTICLES |= dict(rounds=800, eval_every=20, eval_episodes=200, final_episodes=1000, output_l2=0.1)
-CHEETAH = dict(gamma=0.99, tau=0.005, hidden=256, batch_size=256, paper_batch_size=256, policy_candidates=True)
-CHEETAH |= dict(rounds=2000, eval_every=200, eval_episodes=4, final_episodes=20, output_l2=0.1)
+PARTICLES = dict(gamma=0.95, tau=0.01, hidden=64, batch_size=256, output_l2=0.1, action_norm="centre")
+PARTICLES |= dict(rounds=800, eval_every=20, eval_episodes=200, final_episodes=1000, paper_batch_size=1024)
+CHEETAH = dict(gamma=0.99, tau=0.005, hidden=256, batch_size=256, output_l2=0.1, action_norm="none")
+CHEETAH |= dict(rounds=2000, eval_every=200, eval_episodes=4, final_episodes=20, paper_batch_size=256)
 TASKS = {
     "simple_spread": PARTICLES | dict(learning_rate=0.01, paper_learning_rate=0.01, paper_rounds=2000),
     "simple_tag": PARTICLES | dict(learning_rate=0.001, paper_learning_rate=0.001, paper_rounds=2000),
@@ -63,7 +63,9 @@ CQL_ALPHA = {
 }
 TARGET_NOISE, CANDIDATE_NOISE = 0.05, 0.2  # standard deviations, CFCQL's
 CHOICES = dict(env_id=CONTINUOUS_ENV_IDS, backup=("spacql", "icql-qs", "joint", "uniform"))
-CHOICES |= dict(penalty=("cfcql", "macql", "none"), actor_loss=("spacql", "bc", "td3bc"), action_norm=("call", "none"))
+CHOICES |= dict(
+    penalty=("cfcql", "macql", "none"), actor_loss=("spacql", "bc", "td3bc"), action_norm=("centre", "none", "call")
+)
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class Args:
     """[beta] w_k ~ u_k^-beta; 1 is the paper's rule, 0 is uniform"""
     candidates: int = 10
     """[C] candidate actions per agent in the penalty, from each of the distributions they are drawn from"""
-    action_norm: str = "none"
-    """the critics' action inputs as they are, or standardised at every call, as CFCQL's batch-norm does: none, call"""
+    action_norm: str | None = None
+    """of the critics' inputs at every call: centre, call (CFCQL's batch-norm) or none; default by task from TASKS"""
     action_l2: float = 0.001
     """weight of the squared actions in the actors' loss, CFCQL's"""
     output_l2: float | None = None
@@ -246,11 +248,11 @@ def critic_values(critic, state, joint):
     return torch.baddbmm(b3, x, w3).view(num_seeds, members, batch, rows)
 
 
-def batch_norm(joint):
-    """Action inputs of the critics, [S, B, G, C, N * A], standardised as CFCQL's batch-norm does at every call: by
-    mean and deviation over the batch, each group G (a replacement size, an agent) by itself; [S, B, G * C, N * A]."""
+def batch_norm(joint, scale=True):
+    """Action inputs of the critics, [S, B, G, C, N * A], minus their mean and over their deviation in the batch, each
+    group G (a replacement size, an agent) by itself, as CFCQL's code does at every call; [S, B, G * C, N * A]."""
     var, mean = torch.var_mean(joint, dim=(1, 3), keepdim=True, correction=0)
-    return ((joint - mean) / (var + 1e-5).sqrt()).flatten(2, 3)
+    return ((joint - mean) / ((var + 1e-5).sqrt() if scale else 1.0)).flatten(2, 3)
 
 
 def counterfactuals(actions, agents, to):
@@ -310,8 +312,8 @@ def backup_weights(backup, q_online, temperature):
 
 def to_device(dataset, device):
     """The dataset on the device, as rows: obs [E (T + 1), N, O] and state [E (T + 1), D] standardised, actions
-    [E T, N, A], team rewards [E T] centred. Also the scale (mean, deviation), [N, O] each, of the observations; what is
-    constant gets deviation 1. The state is the observations side by side, or the simulator's where there is one."""
+    [E T, N, A], team rewards [E T] centred; and the observations' scale (mean, deviation), [N, O] each. The state is
+    the simulator's where there is one, else the observations side by side."""
     obs, scale = standardise(dataset.observations.to(device))
     state = obs.flatten(2) if dataset.states is None else standardise(dataset.states.to(device))[0]
     return dict(
@@ -374,7 +376,7 @@ def diagnose(nets, data, norm, index, noise, backup, temperature):
     weights[..., used] = backup_weights(backup, q_next[..., used], temperature)
     both = torch.stack([actions, 2 * noise[..., num:] - 1], dim=2).flatten(-2).unsqueeze(3)  # logged; uniform
     q_both = critic_values(nets["critic"], state, norm(both)).mean((1, 2))
-    saturated = (actor_outputs(nets["actor"], obs).tanh().abs() > 0.99).float().mean((1, 2, 3))
+    saturated = (actor_outputs(nets["actor"], obs).abs() > 2.65).float().mean((1, 2, 3))  # beyond 0.99 of 1
     report = dict(weights=weights.mean(1), u=uncertainty(q_next).mean(1), k_eff=(weights * sizes).sum(-1).mean(1))
     return report | dict(q_data=q_both[:, 0], q_ood=q_both[:, 1], saturated=saturated)
 
@@ -439,8 +441,9 @@ def train(args, folder, saved, device, make_worlds):
     say(f"{args.env_id} {args.dataset}: mean score of the data {normalise(dataset.mean_return, facts):.1f}")
 
     env = make_worlds(args.num_seeds * args.eval_episodes, num)
-    near_policies = TASKS[args.env_id]["policy_candidates"]
-    norm = batch_norm if args.action_norm == "call" else partial(torch.flatten, start_dim=2, end_dim=3)
+    near_policies = args.env_id == "HalfCheetah-2x3"  # CFCQL draws candidates around them there only
+    flat = partial(torch.flatten, start_dim=2, end_dim=3)
+    norm = dict(none=flat, centre=partial(batch_norm, scale=False), call=batch_norm)[args.action_norm]
     sizes = torch.tensor(backup_sizes(args.backup, num), device=device)  # [K]
     everyone = torch.arange(num, device=device).expand(args.num_seeds, args.batch_size, -1)  # [S, B, N]
     probe = [torch.Generator(device).manual_seed(args.eval_seed)]  # transitions to diagnose, the same for all seeds
@@ -472,9 +475,10 @@ def train(args, folder, saved, device, make_worlds):
                 proposals = propose(agents, generators, args.candidates, action_dim, both)
                 others, log_density = candidates(args.penalty, actions, agents, *proposals)
 
-            # ---- critics: equation (5); row 0 is the data, the others are the penalty's candidates
-            rows = torch.cat([norm(actions.flatten(-2)[:, :, None, None]), norm(others)], dim=2)
-            q = critic_values(critic, state, rows)  # [S, E, B, 1 + M * C]
+            # ---- critics: equation (5); row 0 is the data, the other M * C are the penalty's candidates
+            q = critic_values(
+                critic, state, torch.cat([norm(actions.flatten(-2)[:, :, None, None]), norm(others)], dim=2)
+            )
             q_data, q_candidates = q[..., 0], q[..., 1:].unflatten(-1, log_density.shape[2:])
             penalty = 0.0 if args.penalty == "none" else cql_penalty(q_candidates, log_density, q_data)
             loss = critic_loss(q_data, target, penalty, args.cql_alpha)  # [S, E]

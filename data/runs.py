@@ -71,7 +71,8 @@ def check_numbers(args: dict) -> None:
 def check_args(args, choices: dict[str, tuple]) -> None:
     """Raise InputError, in one line, for values that cannot be meant: choices {field: its values}, and numbers."""
     for name, values in choices.items():
-        check_choice(name.replace("_", "-"), getattr(args, name), values)
+        if getattr(args, name) is not None:
+            check_choice(name.replace("_", "-"), getattr(args, name), values)
     check_numbers(vars(args))
 
 
