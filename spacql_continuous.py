@@ -13,18 +13,16 @@ The method is that of spacql.py, its sister; actions, actors, the penalty's cand
     (5)  (Q - Y)^2 + alpha (sum_i lambda_i log int_a exp Q(s, a, a_-i) - Q(s, a))    critic_loss, cql_penalty
     (6)  agent i ascends Q(s, pi_i(o_i), a_-i), the others as logged                 actor_loss
 
-Array letters: S seeds trained side by side, E critics (ensemble members), B batch, K replacement sizes, N agents,
-A numbers of an agent's action, O observation numbers of an agent, D state numbers, H hidden units, U updates in a
-round, M agents in the penalty, C candidate actions of each, R joint actions per state. A joint action is a row of N * A
-numbers in [-1, 1]. Networks are stacked tensors: critics [S, E, in, out], actors [S, N, in, out].
+Array letters: S seeds side by side, E critics (ensemble members), B batch, K replacement sizes, N agents, A numbers of
+an action, O observation numbers of an agent, D state numbers, H hidden units, U updates in a round, M agents in the
+penalty, C candidates of each, R joint actions (N * A numbers) a state. Critics [S, E, in, out], actors [S, N, in, out].
 
 Deviations and readings of our own, beside those of spacql.py on rewards, penalty_agents and an episode's last step:
   * the integral in (5) is estimated from C uniform candidates per agent, on HalfCheetah also from C around the policy
     at s and C around that at s', weighed by their density before clipping; lambda_i = 1/N; macql joins the agents';
-  * actors are deterministic, kept from saturating by L2 on their outputs (--output-l2), and ascend the mean of the
-    online members, once per round, on its last transitions;
-  * observations and states are standardised once, by the dataset, actions not at all; CFCQL's code batch-normalises
-    every forward call, which for the critics' action inputs is --action-norm call (the README has both);
+  * actors are deterministic, kept from saturating by L2 on their outputs (--output-l2), and climb the members' mean;
+  * observations and states are standardised once, by the dataset; the critics' action inputs are centred at every call
+    (not on HalfCheetah), which is half of the batch-norm in CFCQL's code (--action-norm call is all of it; README);
   * scores of spread and HalfCheetah are in the published unit (same worlds); tag and world have our own prey and unit.
 """
 
@@ -51,8 +49,8 @@ CHEETAH = dict(gamma=0.99, tau=0.005, hidden=256, batch_size=256, output_l2=0.1,
 CHEETAH |= dict(rounds=2000, eval_every=200, eval_episodes=4, final_episodes=20, paper_batch_size=256)
 TASKS = {
     "simple_spread": PARTICLES | dict(learning_rate=0.01, paper_learning_rate=0.01, paper_rounds=2000),
-    "simple_tag": PARTICLES | dict(learning_rate=0.001, paper_learning_rate=0.001, paper_rounds=2000),
-    "simple_world": PARTICLES | dict(learning_rate=0.001, paper_learning_rate=0.001, paper_rounds=5000),
+    "simple_tag": PARTICLES | dict(learning_rate=0.003, paper_learning_rate=0.001, paper_rounds=2000),
+    "simple_world": PARTICLES | dict(learning_rate=0.003, paper_learning_rate=0.001, paper_rounds=5000),
     "HalfCheetah-2x3": CHEETAH | dict(learning_rate=0.0003, paper_learning_rate=0.0003, paper_rounds=100_000),
 }
 CQL_ALPHA = {
@@ -208,8 +206,7 @@ def actor_loss(kind, outputs, q_policy, logged, action_l2, output_l2):
 
     outputs [S, B, N, A], whose tanh is pi; q_policy [S, B, N]; logged [S, B, N, A]. bc imitates; td3bc does both.
     """
-    policy = outputs.tanh()
-    imitation = (policy - logged).square().mean((1, 3))  # [S, N]
+    policy, imitation = outputs.tanh(), (outputs.tanh() - logged).square().mean((1, 3))  # [S, B, N, A], [S, N]
     small = action_l2 * policy.square().mean((1, 3)) + output_l2 * outputs.square().mean((1, 3))
     scaled = q_policy / q_policy.detach().abs().mean(1, keepdim=True)
     return dict(spacql=small - q_policy.mean(1), bc=imitation, td3bc=imitation - 2.5 * scaled.mean(1))[kind]
@@ -248,11 +245,12 @@ def critic_values(critic, state, joint):
     return torch.baddbmm(b3, x, w3).view(num_seeds, members, batch, rows)
 
 
-def batch_norm(joint, scale=True):
-    """Action inputs of the critics, [S, B, G, C, N * A], minus their mean and over their deviation in the batch, each
-    group G (a replacement size, an agent) by itself, as CFCQL's code does at every call; [S, B, G * C, N * A]."""
-    var, mean = torch.var_mean(joint, dim=(1, 3), keepdim=True, correction=0)
-    return ((joint - mean) / ((var + 1e-5).sqrt() if scale else 1.0)).flatten(2, 3)
+def batch_norm(joint, kind="call"):
+    """Action inputs of the critics, [S, B, G, C, N * A], minus their mean (centre, call) and over their deviation
+    (call, as in CFCQL's code) in the batch, each group G (a size, an agent) by itself; [S, B, G * C, N * A]."""
+    joint = joint if kind == "none" else joint - joint.mean((1, 3), keepdim=True)
+    scale = (joint.square().mean((1, 3), keepdim=True) + 1e-5).sqrt() if kind == "call" else 1.0
+    return (joint / scale).flatten(2, 3)
 
 
 def counterfactuals(actions, agents, to):
@@ -348,8 +346,7 @@ def per_seed(draw, generators, *args):
 
 def policy_actions(actor, obs, scale):
     """The actors' actions [S, B, N, A] on observations [S, B, N, O] as the environment gives them."""
-    mean, std = scale
-    return actor_outputs(actor, (obs.to(mean.device) - mean) / std).tanh()
+    return actor_outputs(actor, (obs.to(scale[0].device) - scale[0]) / scale[1]).tanh()
 
 
 @torch.no_grad()
@@ -442,8 +439,7 @@ def train(args, folder, saved, device, make_worlds):
 
     env = make_worlds(args.num_seeds * args.eval_episodes, num)
     near_policies = args.env_id == "HalfCheetah-2x3"  # CFCQL draws candidates around them there only
-    flat = partial(torch.flatten, start_dim=2, end_dim=3)
-    norm = dict(none=flat, centre=partial(batch_norm, scale=False), call=batch_norm)[args.action_norm]
+    norm = partial(batch_norm, kind=args.action_norm)
     sizes = torch.tensor(backup_sizes(args.backup, num), device=device)  # [K]
     everyone = torch.arange(num, device=device).expand(args.num_seeds, args.batch_size, -1)  # [S, B, N]
     probe = [torch.Generator(device).manual_seed(args.eval_seed)]  # transitions to diagnose, the same for all seeds

@@ -37,6 +37,7 @@ from data.half_cheetah import HalfCheetah
 from data.worlds import ENV_IDS, NUM_ACTIONS, Worlds
 
 QUALITIES = ("random", "medium-replay", "medium", "expert")
+HDF5_SUFFIXES = (".h5", ".hdf5")
 FORMAT = "spacql-dataset-1"
 CHUNK_EPISODES, CHEETAH_CHUNK_EPISODES = 2000, 50  # simulated at once, by one policy
 HORIZONS = dict.fromkeys(ENV_IDS, worlds.HORIZON) | {"HalfCheetah-2x3": half_cheetah.HORIZON}
@@ -83,13 +84,18 @@ def make_env(env_id, num_worlds, num_agents=None, device="cpu", seed=0, action_k
 
 
 def find_prey(env_id, dataset: str, prey: str | None = None, device="cpu"):
-    """The prey that an OMAR folder was logged with, for `make_env`: from `prey`, or from the file that lies beside or
-    above the folder. None, which means the shipped one, where the task has no prey or `dataset` is no folder."""
-    if env_id in omar.PREY_DIM and (prey or Path(dataset).is_dir()):
-        return omar.load_prey(omar.find_prey_file(env_id, Path(dataset), prey), env_id, device)
-    if prey:
-        raise InputError(f"--prey: {env_id} has no prey")
-    return None
+    """The prey that an OMAR folder was logged with, for `make_env`: from the file `prey`, or from the one beside or
+    above the folder `dataset`. None, which means the shipped one, for other data, and where the task has no prey."""
+    source = Path(dataset)
+    if env_id not in omar.PREY_DIM or dataset in QUALITIES or source.suffix in HDF5_SUFFIXES or source.is_file():
+        if prey:
+            raise InputError(f"--prey is for OMAR folders of {' and '.join(omar.PREY_DIM)}")
+        return None
+    if not source.is_dir():  # also when a checkpoint is scored whose data have gone: another prey would be no answer
+        if os.sep not in dataset:
+            check_choice("dataset", dataset, QUALITIES)
+        raise InputError(f"no dataset {dataset}, and so no prey")
+    return omar.load_prey(omar.find_prey_file(env_id, source, prey), env_id, device)
 
 
 def load_dataset(
@@ -111,7 +117,7 @@ def load_dataset(
         if Path(dataset).is_dir() and action_kind == "continuous":
             arrays, facts = omar.read_folder(Path(dataset), env_id)
             return Dataset(**{k: torch.from_numpy(v) for k, v in arrays.items()}, facts=facts)
-        if Path(dataset).suffix in (".h5", ".hdf5") or Path(dataset).exists() or os.sep in dataset:
+        if Path(dataset).suffix in HDF5_SUFFIXES or Path(dataset).exists() or os.sep in dataset:
             return read_dataset(Path(dataset), env_id, action_kind)
         check_choice("dataset", dataset, QUALITIES)
     if size < (horizon := HORIZONS[env_id]):
@@ -151,6 +157,7 @@ def simulate(path: Path, env_id: str, quality: str, size: int, seed: int, action
         policies.facts["medium_iterate"],
         CHEETAH_CHUNK_EPISODES if env_id == "HalfCheetah-2x3" else CHUNK_EPISODES,
     )
+    packages = ("torch", "numpy", "h5py", *(("mujoco",) if env_id == "HalfCheetah-2x3" else ()))
     scores = policies.facts["random_score"], policies.facts["expert_score"]
     if action_kind == "continuous" and env_id not in omar.PREY_DIM:  # the paper's world: scores in the paper's unit
         scores = omar.PUBLISHED_SCORES[env_id]
@@ -162,7 +169,7 @@ def simulate(path: Path, env_id: str, quality: str, size: int, seed: int, action
         expert_score=scores[1],
         seed=seed,
         behaviour=json.dumps({k: v for k, v in policies.facts.items() if k != "training_returns"}),
-        versions=json.dumps({name: version(name) for name in ("torch", "numpy", "h5py", "mujoco")}),
+        versions=json.dumps({name: version(name) for name in packages}),
     )
     with (
         atomic_hdf5(path, attributes) as file,
@@ -265,11 +272,9 @@ def check_arrays(path: Path, arrays: dict[str, np.ndarray], env_id: str, action_
         terminals=(episodes, horizon),
         states=(episodes, horizon + 1, getattr(env, "state_dim", 0)),
     )
-    for name in arrays.keys() & shapes.keys():
-        if arrays[name].shape != shapes[name]:
-            raise InputError(
-                f"{path}: {name} must have shape {shapes[name]} like the observations, got {arrays[name].shape}"
-            )
+    for name, shape in shapes.items():
+        if name in arrays and arrays[name].shape != shape:
+            raise InputError(f"{path}: {name} must have shape {shape} like the observations, got {arrays[name].shape}")
     with np.errstate(over="ignore"):  # a double may be finite and too large for a float32
         wrong = [
             (name, ~np.isfinite(array.astype(np.float32, copy=False)), "is not finite")

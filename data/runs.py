@@ -93,7 +93,10 @@ def open_run(args_class, argv, description: str, choices: dict[str, tuple]) -> t
     method = f"{args.backup}-{args.penalty}-{args.num_critics}critics"
     if getattr(args, "actor_loss", "spacql") != "spacql":
         method += f"-{args.actor_loss}"
-    name = args.name or f"{args.env_id}__{Path(args.dataset).stem}__{method}__seed{args.seed}x{args.num_seeds}"
+    source = Path(args.dataset)
+    folder_of_data = args.dataset not in QUALITIES and source.is_dir()
+    data = "-".join(source.absolute().parts[-2:]) if folder_of_data else source.stem  # medium-seed_0_data
+    name = args.name or f"{args.env_id}__{data}__{method}__seed{args.seed}x{args.num_seeds}"
     if args.resume or args.eval_only:
         folder, saved, settings = load_checkpoint(args.checkpoint or newest_run(args.out, name), args_class)
         args = parse(args_class, argv, default=settings)
