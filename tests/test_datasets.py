@@ -862,7 +862,8 @@ def test_counts_below_one_are_refused(flag, tmp_path, monkeypatch):
         (
             "ascii",
             "--iteration 5",
-            "Unrecognized options: --iteration, 5; did you mean --iterations or --selfplay-iterations?",
+            "Unrecognized options: --iteration, 5; did you mean --iterations or --selfplay-iterations or "
+            "--value-iterations?",
         ),
     ],
 )

@@ -12,6 +12,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from common import (
+    SEEDS,
+    SIGMAS,
+    SMALL,
+    close,
+    compare_gradients,
+    double_networks,
+    evenly,
+    generator,
+    indices,
+    mistakes_in,
+    normal,
+    rejects,
+    repeatable,
+    separate_network,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -19,55 +35,13 @@ from torch import nn
 import spacql
 from data.worlds import NUM_ACTIONS
 
-repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=25)
-SEEDS, SMALL = st.integers(0, 10**6), st.integers(1, 3)
-SIGMAS = 5  # tolerance of every statistical comparison; all of them have fixed seeds
 MISTAKES = {}  # property -> {what is wrong: a function that must be rejected}
-
-
-def mistakes(name):
-    """Parametrise a test over the deliberate mistakes of a property."""
-    return pytest.mark.parametrize("wrong", MISTAKES[name].values(), ids=MISTAKES[name].keys())
-
-
-def rejects(check, *args):
-    """The check must fail on these arguments, by an assertion and not by a crash."""
-    with pytest.raises(AssertionError):
-        check(*args)
-
-
-def generator(seed):
-    """A seeded generator."""
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(seed, *shape):
-    """Standard normal numbers in double precision."""
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+mistakes = mistakes_in(MISTAKES)
 
 
 def simplex(seed, *shape):
     """Random weights that sum to 1 over the last axis."""
     return (2 * normal(seed, *shape)).softmax(-1)
-
-
-def close(actual, expected, tolerance=1e-10):
-    """Equal up to rounding, in shape too."""
-    expected = torch.as_tensor(expected, dtype=actual.dtype)
-    assert actual.shape == expected.shape
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
-
-
-def evenly(counts, total, cells):
-    """Each of `cells` outcomes came up total / cells times, up to chance; counts are those that came up at all."""
-    spread = SIGMAS * math.sqrt(total * (1 / cells) * (1 - 1 / cells))
-    assert len(counts) == cells
-    assert all(abs(count - total / cells) <= spread for count in counts)
-
-
-def indices(*shape):
-    """All index tuples of an array of this shape."""
-    return itertools.product(*(range(n) for n in shape))
 
 
 # ------------------------------------------------------------------------ (1) partial action replacement
@@ -818,30 +792,6 @@ def test_actions_out_of_range_are_noticed(wrong):
 
 
 # -------------------------------------------------------------------------------------------- networks
-
-
-def double_networks(seed, num_seeds, count, sizes):
-    """The project's stacked networks in double precision, with gradients."""
-    params = spacql.init_networks([generator(seed + s) for s in range(num_seeds)], count, sizes)
-    return [p.double().requires_grad_() for p in params]
-
-
-def separate_network(params, s, m):
-    """Network m of seed s by itself, from torch's own layers, with the stacked weights copied."""
-    layers = []
-    for w, b in zip(params[::2], params[1::2], strict=True):
-        layer = nn.Linear(*w.shape[2:]).double()
-        layer.weight.data.copy_(w.data[s, m].T)
-        layer.bias.data.copy_(b.data[s, m, 0])
-        layers += [layer, nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def compare_gradients(params, s, m, network):
-    """The stacked parameters' gradients at (s, m) are those of the separate network."""
-    for (w, b), layer in zip(zip(params[::2], params[1::2], strict=True), network[::2], strict=True):
-        close(w.grad[s, m], layer.weight.grad.T)
-        close(b.grad[s, m, 0], layer.bias.grad)
 
 
 def check_critics(values, seed, num_seeds, members, batch, rows):

@@ -5,10 +5,8 @@ Runs are tiny (SMALL) except those that must learn. The equations have tests of 
 """
 
 import ast
-import contextlib
 import functools
 import inspect
-import io
 import json
 import os
 import pickle
@@ -21,19 +19,19 @@ import types
 from dataclasses import fields
 from pathlib import Path
 
+import common
 import h5py
 import numpy as np
 import pytest
 import torch
+from common import Stop, die_at, differences, load, points, tree, without
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import data.runs as runs
 import spacql
 from data.behaviour import load_policies
 from data.datasets import QUALITIES, make_env, normalise
 from data.errors import InputError
-from data.files import run_script
 from data.worlds import ENV_IDS, HORIZON, NUM_ACTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -84,44 +82,6 @@ def whole(data_dir, tmp_path_factory):
     return load(out / f"{NAME}1")
 
 
-def load(folder):
-    """A run's checkpoint."""
-    return torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
-
-
-def tree(folder):
-    """What is under a folder: path, size and time of writing of everything."""
-    return sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in Path(folder).rglob("*"))
-
-
-def leaves(value, path=""):
-    """All tensors, numbers and texts of nested dicts and lists, by their place."""
-    if isinstance(value, dict):
-        return {k: v for key in value for k, v in leaves(value[key], f"{path}/{key}").items()}
-    if isinstance(value, (list, tuple)):
-        return {k: v for i, item in enumerate(value) for k, v in leaves(item, f"{path}/{i}").items()}
-    return {path: value}
-
-
-def differences(first, second):
-    """Places where two checkpoints differ in any bit. The arguments may: one run was resumed, the other was not."""
-    first, second = ({k: v for k, v in leaves(saved).items() if k != "/args"} for saved in (first, second))
-    assert len(first) > 50 and any("exp_avg_sq" in k for k in first) and any("generators" in k for k in first)
-    same = {k for k in first.keys() & second.keys() if identical(first[k], second[k])}
-    return sorted((first.keys() | second.keys()) - same)
-
-
-def identical(first, second):
-    """Whether two leaves are the same, tensors bit by bit."""
-    tensors = isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
-    return torch.equal(first, second) if tensors else type(first) is type(second) and first == second
-
-
-def without(summary, *keys):
-    """The summary without its running time."""
-    return {k: v for k, v in summary.items() if k not in ("wall_s", *keys)}
-
-
 # ------------------------------------------------------------------------------------ what a run leaves behind
 
 
@@ -164,12 +124,6 @@ def test_run_folder_holds_everything(finished):
 
     with Image.open(folder / "progress.png") as picture:
         assert picture.width > 500 and len(picture.convert("L").getcolors(256)) > 10
-
-
-def points(folder, tag):
-    """(step, value) of a TensorBoard curve, as TensorBoard shows it."""
-    events = EventAccumulator(str(folder)).Reload()
-    return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
 def test_tensorboard_shows_the_history(finished):
@@ -384,26 +338,6 @@ def test_seeds_trained_together_are_seeds_trained_alone(flags, run):
 
 
 # ------------------------------------------------------------------------------------------ interrupted and resumed
-
-
-class Stop(Exception):
-    """The moment a run dies."""
-
-
-def die_at(monkeypatch, module, name, call, after=False):
-    """Let the call-th call of module.name raise Stop, before or after doing its work."""
-    original, calls = getattr(module, name), []
-
-    def dying(*args, **kwargs):
-        calls.append(name)
-        if len(calls) == call and not after:
-            raise Stop
-        result = original(*args, **kwargs)
-        if len(calls) == call:
-            raise Stop
-        return result
-
-    monkeypatch.setattr(module, name, dying)
 
 
 MOMENTS = {  # what dies, at which call, after its work; an evaluation and a checkpoint come every 10 critic updates
@@ -665,19 +599,7 @@ def test_data_without_a_default_alpha_needs_one(simulated, run):
 # ----------------------------------------------------------------------------------------------------- bad input
 
 
-def refused(argv):
-    """The complaint with which spacql.py must end: status 2, an empty stdout, one line on stderr but for progress
-    bars and the line that describes the data."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
-        run_script("spacql.py", functools.partial(spacql.main, argv))
-    assert (stop.value.code, out.getvalue()) == (2, "")
-    lines = [line for line in err.getvalue().split("\n") if line and "\r" not in line and "mean score of" not in line]
-    assert len(lines) == 1 and lines[0].isprintable() and len(lines[0]) < 1000, lines
-    assert lines[0].startswith("spacql.py: error: ")
-    return lines[0].removeprefix("spacql.py: error: ")
-
-
+refused = functools.partial(common.refused, "spacql.py", spacql.main)
 BAD_FLAGS = {
     "--env-id simple_spraed": "unknown env-id 'simple_spraed' (choose from simple_spread, simple_tag, simple_world);"
     " did you mean 'simple_spread'?",
