@@ -103,9 +103,12 @@ def whole(data_dir, tmp_path_factory):
 # ------------------------------------------------------------------------------------ what a run leaves behind
 
 
-@pytest.mark.parametrize("env_id", ["simple_spread", "HalfCheetah-2x3"])
-def test_stdout_is_one_line_of_json(env_id, data_dir, capfd):
-    flags = [*SMALL, *(CHEETAH.split() if env_id in CHEETAH else ()), "--data-dir", str(data_dir)]
+@pytest.mark.parametrize(
+    ("env_id", "more"),
+    [("simple_spread", ""), ("simple_spread", "--penalty none --action-norm call"), ("HalfCheetah-2x3", CHEETAH)],
+)
+def test_stdout_is_one_line_of_json(env_id, more, data_dir, capfd):
+    flags = [*SMALL, *more.split(), "--data-dir", str(data_dir)]
     summary = spacql_continuous.main([*flags, "--num-seeds", "2", "--seed", "7"])
     said = capfd.readouterr()
     (line,) = said.out.splitlines()
@@ -802,6 +805,30 @@ def test_omar_folder_with_prey_is_trained_on_against_that_prey(env_id, exported,
     assert PREY_FILE in message and "--prey" in message and tree("runs") == before
 
 
+def test_checkpoint_is_not_scored_against_another_prey_than_its_datas(exported, run):
+    folder = exported("simple_tag")
+    run(f"--env-id simple_tag --dataset {folder} --name omar")
+    Path("omar").rename("moved")
+    message = refused("--eval-only --checkpoint runs/omar".split())
+    assert f"no dataset {folder}, and so no prey" in message
+
+
+def test_quality_is_not_mistaken_for_a_folder_of_that_name(exported, run):
+    by_name = run("--env-id simple_tag --name named")
+    exported("simple_tag").parent.rename("medium")  # with a prey beside it that flees to a corner
+    stored = torch.load(Path("omar/simple_tag") / PREY_FILE, weights_only=True)
+    stored["agent_params"][3]["policy"]["fc3.bias"][:] = 50.0
+    torch.save(stored, Path("medium") / PREY_FILE)
+    assert without(run("--env-id simple_tag --name beside")) == without(by_name)
+
+
+def test_runs_on_folders_of_different_qualities_have_different_names(exported, run):
+    folder = exported("simple_spread")
+    folder.parent.rename("omar/simple_spread/expert")
+    run("--dataset omar/simple_spread/expert/seed_0_data")
+    assert [path.name[:36] for path in Path("runs").iterdir()] == ["simple_spread__expert-seed_0_data__s"]
+
+
 def test_omar_folder_of_half_cheetah_is_trained_on(run, data_dir):
     rng, length = np.random.default_rng(0), 1000
     arrays = {
@@ -850,10 +877,14 @@ BAD_FLAGS = {
     "--seed 18446744073709551615": "--seed 18446744073709551615 is too large",
     "--dataset-size 24": "dataset size 24 is less than one episode of 25 transitions",
     "--device quantum": "--device quantum cannot be used",
-    "--prey file": "--prey: simple_spread has no prey",
-    "--env-id HalfCheetah-2x3 --prey file": "--prey: HalfCheetah-2x3 has no prey",
-    "--env-id simple_tag --prey none.pt": "--prey: no file none.pt",
-    "--env-id simple_tag --prey file": "cannot read file as the prey of simple_tag",
+    "--prey file": "--prey is for OMAR folders of simple_tag and simple_world",
+    "--env-id HalfCheetah-2x3 --prey file": "--prey is for OMAR folders of simple_tag and simple_world",
+    "--env-id simple_tag --prey file": "--prey is for OMAR folders of simple_tag and simple_world",
+    "--env-id simple_tag --dataset five.h5 --prey file": "--prey is for OMAR folders of simple_tag and simple_world",
+    "--env-id simple_tag --dataset mediun": "did you mean 'medium'?",
+    "--env-id simple_tag --dataset folder --prey none.pt": "--prey: no file none.pt",
+    "--env-id simple_tag --dataset folder --prey file": "cannot read file as the prey of simple_tag",
+    "--env-id simple_tag --dataset gone/medium": "no dataset gone/medium, and so no prey",
     "--env-id HalfCheetah-2x3 --video": "--video films simple_spread, simple_tag, simple_world only",
     "--dataset folder": "folder",
     "--entropy-coef 0.1": "Unrecognized options: --entropy-coef, 0.1",
