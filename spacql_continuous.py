@@ -17,13 +17,13 @@ Array letters: S seeds side by side, E critics (ensemble members), B batch, K re
 an action, O observation numbers of an agent, D state numbers, H hidden units, U updates in a round, M agents in the
 penalty, C candidates of each, R joint actions (N * A numbers) a state. Critics [S, E, in, out], actors [S, N, in, out].
 
-Deviations and readings of our own, beside those of spacql.py on rewards, penalty_agents and an episode's last step:
-  * the integral in (5) is estimated from C uniform candidates per agent, on HalfCheetah also from C around the policy
-    at s and C around that at s', weighed by their density before clipping; lambda_i = 1/N; macql joins the agents';
+Deviations and readings of our own, beside those of spacql.py on rewards, penalty_agents, rounds and the last step:
+  * the log-integral in (5) is a log-mean over C uniform candidates of an agent, on HalfCheetah also C around the policy
+    at s and C around that at s', over their density before clipping (CFCQL's: no estimate of it there); lambda_i = 1/N;
   * actors are deterministic, kept from saturating by L2 on their outputs (--output-l2), and climb the members' mean;
-  * observations and states are standardised once, by the dataset; the critics' action inputs are centred at every call
-    (not on HalfCheetah), which is half of the batch-norm in CFCQL's code (--action-norm call is all of it; README);
-  * scores of spread and HalfCheetah are in the published unit (same worlds); tag and world have our own prey and unit.
+  * inputs are standardised once, by the dataset; on spread the critics' action inputs are also centred at every call,
+    half of CFCQL's batch-norm: an actor's mean action then gets no gradient, and u_k no sign of it (README);
+  * scores of spread and HalfCheetah are in the published unit (same tasks); tag and world have our own prey and unit.
 """
 
 import json
@@ -42,13 +42,14 @@ from data.datasets import find_prey, load_dataset, make_env, normalise
 from data.errors import InputError
 from data.files import run_script, say
 
-# Values by task. The paper_* ones and CQL_ALPHA, alpha in (5), are CFCQL's; the rest are ours (README, Results).
-PARTICLES = dict(gamma=0.95, tau=0.01, hidden=64, batch_size=256, output_l2=0.1, action_norm="centre")
+# Values by task. CFCQL's: gamma, tau, hidden, the paper_* ones, CQL_ALPHA (alpha in (5)); ours: the rest (README).
+PARTICLES = dict(gamma=0.95, tau=0.01, hidden=64, batch_size=256, output_l2=0.1, action_norm="none")
 PARTICLES |= dict(rounds=800, eval_every=20, eval_episodes=200, final_episodes=1000, paper_batch_size=1024)
 CHEETAH = dict(gamma=0.99, tau=0.005, hidden=256, batch_size=256, output_l2=0.1, action_norm="none")
 CHEETAH |= dict(rounds=2000, eval_every=200, eval_episodes=4, final_episodes=20, paper_batch_size=256)
 TASKS = {
-    "simple_spread": PARTICLES | dict(learning_rate=0.01, paper_learning_rate=0.01, paper_rounds=2000),
+    "simple_spread": PARTICLES
+    | dict(learning_rate=0.01, action_norm="centre", paper_learning_rate=0.01, paper_rounds=2000),
     "simple_tag": PARTICLES | dict(learning_rate=0.003, paper_learning_rate=0.001, paper_rounds=2000),
     "simple_world": PARTICLES | dict(learning_rate=0.003, paper_learning_rate=0.001, paper_rounds=5000),
     "HalfCheetah-2x3": CHEETAH | dict(learning_rate=0.0003, paper_learning_rate=0.0003, paper_rounds=100_000),
@@ -93,11 +94,11 @@ class Args:
     candidates: int = 10
     """[C] candidate actions per agent in the penalty, from each of the distributions they are drawn from"""
     action_norm: str | None = None
-    """of the critics' inputs at every call: centre, call (CFCQL's batch-norm) or none; default by task from TASKS"""
+    """of the critics' action inputs: centre, call (as CFCQL's batch-norm) or none; default by task from TASKS"""
     action_l2: float = 0.001
-    """weight of the squared actions in the actors' loss, CFCQL's"""
+    """weight of the squared actions in equation (6), CFCQL's"""
     output_l2: float | None = None
-    """weight of the actors' squared outputs before the tanh in their loss (ours); default by task from TASKS"""
+    """weight of the actors' squared outputs before the tanh in equation (6), ours; default by task from TASKS"""
     seed: int = 0
     """first seed of networks and sampling"""
     num_seeds: int = 1
@@ -109,7 +110,7 @@ class Args:
     batch_size: int | None = None
     """[B] transitions per step; default 256"""
     paper_size: bool = False
-    """the paper's full size: its batch and rounds, the penalty over all agents"""
+    """CFCQL's full size: its batch, rounds and learning rate, the penalty over all agents"""
     learning_rate: float | None = None
     """Adam's, critics and actors; default by task from TASKS"""
     actor_learning_rate: float | None = None
@@ -189,8 +190,8 @@ def spacql_target(rewards, q_target, weights, gamma):
 def cql_penalty(q_candidates, log_density, q_data):
     """The penalty in (5), sum_i lambda_i log E_a[exp Q(s, a_i = a, a_-i) / density(a)] - Q(s, a), lambda_i = 1/N.
 
-    That mean estimates the integral of exp Q. q_candidates [S, E, B, M, C] of the agents drawn (macql: M = 1, the
-    team as one), log_density [S, B, M, C] of each candidate under what drew it, q_data [S, E, B] -> [S, E, B].
+    q_candidates [S, E, B, M, C] of the agents drawn (macql: M = 1, the team as one), log_density [S, B, M, C] of each
+    candidate under what drew it, q_data [S, E, B] -> [S, E, B].
     """
     log_mean = (q_candidates - log_density.unsqueeze(1)).logsumexp(-1) - math.log(log_density.shape[-1])
     return log_mean.mean(-1) - q_data
@@ -247,7 +248,7 @@ def critic_values(critic, state, joint):
 
 def batch_norm(joint, kind="call"):
     """Action inputs of the critics, [S, B, G, C, N * A], minus their mean (centre, call) and over their deviation
-    (call, as in CFCQL's code) in the batch, each group G (a size, an agent) by itself; [S, B, G * C, N * A]."""
+    (call, as in CFCQL's code) in the batch, each group G (a size, a place in M) by itself; [S, B, G * C, N * A]."""
     joint = joint if kind == "none" else joint - joint.mean((1, 3), keepdim=True)
     scale = (joint.square().mean((1, 3), keepdim=True) + 1e-5).sqrt() if kind == "call" else 1.0
     return (joint / scale).flatten(2, 3)

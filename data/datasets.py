@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import behaviour, half_cheetah, omar, worlds
+from data import behaviour, cheetah_physics, half_cheetah, omar, worlds
 from data.behaviour import CONTINUOUS_ENV_IDS, POLICY_DIR, action_dim, greedy, load_policies, policy_file, rollout
 from data.errors import InputError, check_choice
 from data.files import atomic
@@ -91,7 +91,9 @@ def find_prey(env_id, dataset: str, prey: str | None = None, device="cpu"):
         if prey:
             raise InputError(f"--prey is for OMAR folders of {' and '.join(omar.PREY_DIM)}")
         return None
-    if not source.is_dir():  # also when a checkpoint is scored whose data have gone: another prey would be no answer
+    if (
+        not prey and not source.is_dir()
+    ):  # also when a checkpoint is scored whose data have gone: another prey would be no answer
         if os.sep not in dataset:
             check_choice("dataset", dataset, QUALITIES)
         raise InputError(f"no dataset {dataset}, and so no prey")
@@ -124,9 +126,13 @@ def load_dataset(
         raise InputError(f"dataset size {size} is less than one episode of {horizon} transitions")
     if seed < 0:
         raise InputError(f"dataset seed {seed} is negative")
-    simulators = half_cheetah if env_id == "HalfCheetah-2x3" else worlds, behaviour
-    sources = [policy_file(env_id, POLICY_DIR, action_kind), *(Path(m.__file__) for m in simulators), Path(__file__)]
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
+    simulators = (half_cheetah, cheetah_physics) if env_id == "HalfCheetah-2x3" else (worlds,)
+    sources = [
+        policy_file(env_id, POLICY_DIR, action_kind),
+        *(Path(m.__file__) for m in (*simulators, behaviour)),
+        Path(__file__),
+    ]
+    digest = hashlib.sha256(b"".join([source.read_bytes() for source in sources])).hexdigest()[:8]
     # Other policies or other code that simulates: another file name.
     path = Path(folder) / f"{env_id}-{action_kind}-{dataset}-{size}-seed{seed}-{digest}.h5"
     if not path.exists():
@@ -175,6 +181,7 @@ def simulate(path: Path, env_id: str, quality: str, size: int, seed: int, action
         atomic_hdf5(path, attributes) as file,
         tqdm(total=episodes, desc=f"simulating {env_id} {quality}", unit="episode", file=sys.stderr) as bar,
     ):
+        start = 0
         for chunk, (player, count) in enumerate(chunks):
             chunk_seed = int(np.random.SeedSequence([seed, chunk]).generate_state(1)[0])
             env = make_env(env_id, count, seed=chunk_seed, action_kind=action_kind)
@@ -188,7 +195,8 @@ def simulate(path: Path, env_id: str, quality: str, size: int, seed: int, action
                 array = array.astype(np.int8) if array.dtype == np.int64 else array  # one byte holds a discrete action
                 if chunk == 0:
                     file.create_dataset(name, (episodes, *array.shape[1:]), array.dtype)
-                file[name][bar.n : bar.n + count] = array
+                file[name][start : start + count] = array
+            start += count
             bar.update(count)
 
 
@@ -215,6 +223,9 @@ def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
             missing += [f"attribute {k}" for k in ATTRIBUTES if k not in file.attrs]
             if missing:
                 raise InputError(f"{path} is not a dataset of this project: it lacks {', '.join(missing)}")
+            for k in file.attrs:  # asked before it is read: HDF5 would read a damaged length for hours
+                if file.attrs.get_id(k).shape != ():
+                    raise InputError(f"{path}: the attribute {k} must be a single value")
             facts = {k: v.item() if isinstance(v, np.generic) else v for k, v in file.attrs.items()}
             for k in ATTRIBUTES[:3]:
                 if not isinstance(facts[k], str):

@@ -36,7 +36,8 @@ OBSERVED = ((4, 13, 3, 12, 2, 11), (7, 16, 6, 15, 5, 14))
 class HalfCheetah:
     """num_worlds HalfCheetahs stepped together, with the interface of data.worlds.Worlds.
 
-    processes: how many step them, this one included; by default one per core, at most one per world.
+    processes: how many step them, this one included; by default as many as torch has threads, at most one per
+    world.
     seed: fixes every later reset. The first worlds of a larger batch start as a smaller batch does.
     Raises InputError for counts below 1.
     """
@@ -46,8 +47,7 @@ class HalfCheetah:
     horizon, obs_dim, state_dim, action_dim = HORIZON, 6, 17, 3
 
     def __init__(self, num_worlds, device="cpu", seed=0, processes=None):
-        if processes is None:
-            processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        processes = torch.get_num_threads() if processes is None else processes  # what OMP_NUM_THREADS allows
         for name, count in (("worlds", num_worlds), ("processes", processes)):
             if count < 1:
                 raise InputError(f"the number of {name} must be at least 1, not {count}")

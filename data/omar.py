@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -266,7 +267,9 @@ def load_prey(path: Path, env_id: str, device="cpu"):
     path = Path(path)
     check_choice("env-id of a task with prey", env_id, PREY_DIM)
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of pickles that it goes on to refuse
+            stored = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(stored, dict):
             raise ValueError("it holds no dict")
         entries = stored["agent_params"]
@@ -409,9 +412,12 @@ def main(argv=None) -> None:
     )
     if dataset.facts.get("source") == "omar":
         raise InputError(f"{args.dataset} is in OMAR's format already")
+    quality, seed = dataset.facts["quality"], dataset.facts.get("seed", args.data_seed)
+    if not re.fullmatch(r"[\w-]+", quality) or not isinstance(seed, int):  # they become names of folders
+        raise InputError(f"{args.dataset}: quality {quality!r} and seed {seed!r} cannot name a folder")
     prey = load_policies(args.env_id, action_kind="continuous").prey if args.env_id in PREY_DIM else None
     task = args.out / FOLDER_NAMES.get(args.env_id, args.env_id)
-    folder = task / dataset.facts["quality"] / f"seed_{dataset.facts.get('seed', args.data_seed)}_data"
+    folder = task / quality / f"seed_{seed}_data"
     write_folder(folder, dataset, prey)
     if prey is not None and (task / PREY_FILE).exists():
         say(f"{task / PREY_FILE} exists already and was kept; the prey of these data is in {folder}")

@@ -74,6 +74,13 @@ def check_args(args, choices: dict[str, tuple]) -> None:
         if getattr(args, name) is not None:
             check_choice(name.replace("_", "-"), getattr(args, name), values)
     check_numbers(vars(args))
+    if args.video and args.env_id not in ENV_IDS:
+        raise InputError(f"--video films {', '.join(ENV_IDS)} only")
+    if args.track:
+        try:
+            import wandb  # noqa: F401  (only asks whether it is there)
+        except ImportError:
+            raise InputError("--track needs the wandb package: pip install wandb") from None
 
 
 def open_run(args_class, argv, description: str, choices: dict[str, tuple]) -> tuple:
@@ -83,13 +90,6 @@ def open_run(args_class, argv, description: str, choices: dict[str, tuple]) -> t
     """
     args = parse(args_class, argv, description=description)
     check_args(args, choices)
-    if args.video and args.env_id not in ENV_IDS:
-        raise InputError(f"--video films {', '.join(ENV_IDS)} only")
-    if args.track:
-        try:
-            import wandb  # noqa: F401 (only to find out whether start_log can)
-        except ImportError:
-            raise InputError("--track needs the wandb package: pip install wandb") from None
     method = f"{args.backup}-{args.penalty}-{args.num_critics}critics"
     if getattr(args, "actor_loss", "spacql") != "spacql":
         method += f"-{args.actor_loss}"

@@ -52,7 +52,7 @@ METHODS = {
 ABLATION = "--env-id simple_spread --dataset random --rounds 500"
 VARIANTS = {
     "default": "",
-    "batch-norm per call, output L2 0 (CFCQL's code)": "--action-norm call --output-l2 0",
+    "CFCQL's batch-norm: per call, output L2 0": "--action-norm call --output-l2 0",
     "actions as they are": "--action-norm none",
     "actions as they are, output L2 0": "--action-norm none --output-l2 0",
     "output L2 0": "--output-l2 0",
@@ -120,7 +120,7 @@ def continuous_cells() -> list[dict]:
         for method in METHODS["continuous"]
     ]
     others = [
-        (env_id, quality, method, 2, 600, 256)
+        (env_id, quality, method, 2, 400, 256)
         for env_id in ("simple_tag", "simple_world")
         for quality in ("random", "medium-replay")
         for method in ("spacql", "cfcql")
@@ -134,12 +134,15 @@ def continuous_cells() -> list[dict]:
     cheetah = [
         ("HalfCheetah-2x3", quality, "spacql", 1, 500 if quality == "medium" else 200, 256) for quality in QUALITIES
     ]
-    return [
-        dict(env_id=env_id, dataset=quality, method=method, rounds=rounds, batch_size=batch_size, seed=seed)
+    by_seed = [
+        (*cell[:3], seed, *cell[4:])
         for seed in range(3)  # every cell once before any twice
-        for env_id, quality, method, seeds, rounds, batch_size in cheetah + spread + others + larger
-        if seed < seeds
+        for cell in others + spread
+        if seed < cell[3]
     ]
+    once = [(*cell[:3], 0, *cell[4:]) for cell in cheetah + larger]
+    names = ("env_id", "dataset", "method", "seed", "rounds", "batch_size")
+    return [dict(zip(names, cell, strict=True)) for cell in by_seed + once]
 
 
 def ablation_cells() -> list[dict]:
