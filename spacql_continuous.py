@@ -48,11 +48,10 @@ PARTICLES |= dict(rounds=800, eval_every=20, eval_episodes=200, final_episodes=1
 CHEETAH = dict(gamma=0.99, tau=0.005, hidden=256, batch_size=256, output_l2=0.1, action_norm="none")
 CHEETAH |= dict(rounds=2000, eval_every=200, eval_episodes=4, final_episodes=20, paper_batch_size=256)
 TASKS = {
-    "simple_spread": PARTICLES
-    | dict(learning_rate=0.01, action_norm="centre", paper_learning_rate=0.01, paper_rounds=2000),
+    "simple_spread": PARTICLES | dict(learning_rate=0.01, paper_rounds=2000, action_norm="centre"),
     "simple_tag": PARTICLES | dict(learning_rate=0.003, paper_learning_rate=0.001, paper_rounds=2000),
     "simple_world": PARTICLES | dict(learning_rate=0.003, paper_learning_rate=0.001, paper_rounds=5000),
-    "HalfCheetah-2x3": CHEETAH | dict(learning_rate=0.0003, paper_learning_rate=0.0003, paper_rounds=100_000),
+    "HalfCheetah-2x3": CHEETAH | dict(learning_rate=0.0003, paper_rounds=100_000),
 }
 CQL_ALPHA = {
     "simple_spread": {"random": 0.5, "medium-replay": 1.0, "medium": 5.0, "expert": 2.5},
