@@ -202,12 +202,12 @@ def simulate(path: Path, env_id: str, quality: str, size: int, seed: int, action
 
 @contextlib.contextmanager
 def atomic_hdf5(path: Path, attributes: dict):
-    """An HDF5 file with these attributes to fill; it appears under `path` only when complete."""
+    """An HDF5 file to fill, which gets these attributes; it appears under `path` only when complete."""
     with atomic(path) as partial:
         try:
             with h5py.File(partial, "w") as file:
-                file.attrs.update(attributes, format=FORMAT)
                 yield file
+                file.attrs.update(attributes, format=FORMAT)
         except RuntimeError as error:  # HDF5 says so when a disk is full as it closes
             raise OSError(str(error)) if "errno" in str(error) else error from None
 
@@ -223,9 +223,6 @@ def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
             missing += [f"attribute {k}" for k in ATTRIBUTES if k not in file.attrs]
             if missing:
                 raise InputError(f"{path} is not a dataset of this project: it lacks {', '.join(missing)}")
-            for k in file.attrs:  # asked before it is read: HDF5 would read a damaged length for hours
-                if file.attrs.get_id(k).shape != ():
-                    raise InputError(f"{path}: the attribute {k} must be a single value")
             facts = {k: v.item() if isinstance(v, np.generic) else v for k, v in file.attrs.items()}
             for k in ATTRIBUTES[:3]:
                 if not isinstance(facts[k], str):
