@@ -36,11 +36,11 @@ from data.files import atomic
 from data.half_cheetah import HalfCheetah
 from data.worlds import ENV_IDS, NUM_ACTIONS, Worlds
 
-QUALITIES = ("random", "medium-replay", "medium", "expert")
+QUALITIES = omar.QUALITIES
 HDF5_SUFFIXES = (".h5", ".hdf5")
 FORMAT = "spacql-dataset-1"
 CHUNK_EPISODES, CHEETAH_CHUNK_EPISODES = 2000, 50  # simulated at once, by one policy
-HORIZONS = dict.fromkeys(ENV_IDS, worlds.HORIZON) | {"HalfCheetah-2x3": half_cheetah.HORIZON}
+HORIZONS = {env_id: shape.horizon for env_id, shape in omar.SHAPES.items()}
 ENV_IDS_OF_KIND = {"discrete": ENV_IDS, "continuous": CONTINUOUS_ENV_IDS}
 SCRIPT_OF_KIND = {"discrete": "spacql.py", "continuous": "spacql_continuous.py"}
 ATTRIBUTES = ("env_id", "quality", "action_kind", "random_score", "expert_score")
@@ -80,7 +80,7 @@ def make_env(env_id, num_worlds, num_agents=None, device="cpu", seed=0, action_k
         return HalfCheetah(num_worlds, device=device, seed=seed)
     if prey is None and env_id != "simple_spread":
         prey = greedy(load_policies(env_id, device, action_kind=action_kind).prey, action_kind)
-    return Worlds(env_id, num_worlds, action_kind, num_agents or 3, prey, device, seed=seed)
+    return Worlds(env_id, num_worlds, action_kind, 3 if num_agents is None else num_agents, prey, device, seed=seed)
 
 
 def find_prey(env_id, dataset: str, prey: str | None = None, device="cpu"):
@@ -157,12 +157,8 @@ def simulate(path: Path, env_id: str, quality: str, size: int, seed: int, action
     """Write the dataset `path`: `size` transitions (whole episodes) of `quality`, the same for the same seed."""
     policies = load_policies(env_id, action_kind=action_kind)
     episodes = size // HORIZONS[env_id]
-    chunks = plan(
-        quality,
-        episodes,
-        policies.facts["medium_iterate"],
-        CHEETAH_CHUNK_EPISODES if env_id == "HalfCheetah-2x3" else CHUNK_EPISODES,
-    )
+    chunk_episodes = CHEETAH_CHUNK_EPISODES if env_id == "HalfCheetah-2x3" else CHUNK_EPISODES
+    chunks = plan(quality, episodes, policies.facts["medium_iterate"], chunk_episodes)
     packages = ("torch", "numpy", "h5py", *(("mujoco",) if env_id == "HalfCheetah-2x3" else ()))
     scores = policies.facts["random_score"], policies.facts["expert_score"]
     if action_kind == "continuous" and env_id not in omar.PREY_DIM:  # the paper's world: scores in the paper's unit

@@ -7,7 +7,8 @@
 
 Every cell is one command of spacql.py or spacql_continuous.py and one seed. A cell that is done is not run again; an
 interrupted one starts anew. results/discrete.csv and results/continuous.csv have a row per cell, *_curves.csv its
-score, weights and spread over training.
+score, weights and spread over training; results/ablation.csv has what makes forces learnable. wall_s includes the
+simulation of a dataset that was not there yet.
 """
 
 import csv

@@ -128,6 +128,13 @@ def test_same_seed_same_bits_and_other_seed_other_data(env_id, quality, tmp_path
     assert first.facts == again.facts
 
 
+def test_a_silenced_progress_bar_does_not_count_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "CHUNK_EPISODES", 3)
+    monkeypatch.setattr(datasets, "tqdm", functools.partial(datasets.tqdm, disable=True))
+    dataset = load_dataset("simple_spread", "random", 10 * HORIZON, folder=tmp_path)
+    assert (dataset.observations.flatten(1).abs().sum(1) > 0).all()
+
+
 def test_second_load_reads_the_cached_file(tmp_path, monkeypatch):
     first = load_dataset("simple_tag", "expert", 100, 0, tmp_path)
     (path,) = tmp_path.iterdir()

@@ -690,6 +690,8 @@ def test_command_line_writes_the_layout_of_omar(tmp_path, stubs, capsys):
     assert "already" in one_line(lambda: omar.main(["--dataset", "folder", *out]))
     assert "did you mean" in one_line(lambda: omar.main(["--env-id", "simple_tags", *out]))
     assert "--date-dir" in one_line(lambda: omar.main(["--date-dir", "x"]))
+    for escape in ("../up", "/up", ""):  # a quality of somebody else's file
+        assert "cannot name a folder" in one_line(lambda name=escape: omar.main(["--dataset", name, *out]))
 
 
 def test_simulated_data_survive_export_and_import(tmp_path):

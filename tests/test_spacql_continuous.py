@@ -811,6 +811,7 @@ def test_checkpoint_is_not_scored_against_another_prey_than_its_datas(exported, 
     Path("omar").rename("moved")
     message = refused("--eval-only --checkpoint runs/omar".split())
     assert f"no dataset {folder}, and so no prey" in message
+    spacql_continuous.main("--eval-only --checkpoint runs/omar --prey moved/simple_tag/pretrained_adv_model.pt".split())
 
 
 def test_quality_is_not_mistaken_for_a_folder_of_that_name(exported, run):
