@@ -176,7 +176,7 @@ def end_workers(workers: list[subprocess.Popen]) -> None:
         worker.wait()
 
 
-def measure_speed(processes: int, num_worlds: int = 64, steps: int = 400) -> float:
+def measure_speed(processes: int, num_worlds: int = 256, steps: int = 200) -> float:
     """Steps of a world per second with random actions."""
     worlds = HalfCheetah(num_worlds, processes=processes)
     actions = torch.rand(steps, num_worlds, 2, 3) * 2 - 1
