@@ -53,7 +53,10 @@ def main() -> None:
     physics = Physics(file, num_worlds)
     while os.read(0, 1):
         physics.step(start, stop)
-        os.write(1, b".")
+        try:
+            os.write(1, b".")
+        except BrokenPipeError:  # the parent was interrupted in the middle of this step
+            return
 
 
 if __name__ == "__main__":
