@@ -29,7 +29,7 @@ from tqdm import tqdm
 from data.errors import InputError, check_choice
 from data.files import atomic, parse, run_script
 from data.half_cheetah import HalfCheetah
-from data.worlds import ACTION_KINDS, ENV_IDS, HORIZON, NUM_ACTIONS, Worlds
+from data.worlds import ACTION_KINDS, ENV_IDS, HORIZON, NUM_ACTIONS, WITH_PREY, Worlds
 
 POLICY_DIR = Path(__file__).parent / "policies"
 HIDDEN = 64
@@ -37,7 +37,6 @@ MEDIUM_SHARE = 0.4  # the medium policy is the iterate nearest to this share of 
 SCORE_EPISODES = 20_000  # behind the shipped random and expert scores; fewer, of as many steps in all, in HalfCheetah
 INITIAL_STD = 0.6  # of Gaussian actors, near that of uniform actions
 CONTINUOUS_ENV_IDS = (*ENV_IDS, "HalfCheetah-2x3")
-WITH_PREY = ("simple_tag", "simple_world")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import h5py
 import numpy as np
@@ -34,16 +35,31 @@ from data.behaviour import CONTINUOUS_ENV_IDS, POLICY_DIR, action_dim, greedy, l
 from data.errors import InputError, check_choice
 from data.files import atomic
 from data.half_cheetah import HalfCheetah
-from data.worlds import ENV_IDS, NUM_ACTIONS, Worlds
+from data.worlds import ENV_IDS, NUM_ACTIONS, WITH_PREY, Worlds
 
 QUALITIES = omar.QUALITIES
 HDF5_SUFFIXES = (".h5", ".hdf5")
 FORMAT = "spacql-dataset-1"
-CHUNK_EPISODES, CHEETAH_CHUNK_EPISODES = 2000, 50  # simulated at once, by one policy
 HORIZONS = {env_id: shape.horizon for env_id, shape in omar.SHAPES.items()}
 ENV_IDS_OF_KIND = {"discrete": ENV_IDS, "continuous": CONTINUOUS_ENV_IDS}
 SCRIPT_OF_KIND = {"discrete": "spacql.py", "continuous": "spacql_continuous.py"}
 ATTRIBUTES = ("env_id", "quality", "action_kind", "random_score", "expert_score")
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """How the datasets of a task are simulated; `omar.has_states` says which hold the simulator's states."""
+
+    modules: tuple[ModuleType, ...]  # whose source decides what the data are
+    packages: tuple[str, ...]  # whose versions do so, too
+    chunk: int  # episodes simulated at once, by one policy
+
+
+SIMULATIONS = {
+    **dict.fromkeys(ENV_IDS, Simulation((worlds, behaviour), (), chunk=2000)),
+    half_cheetah.ENV_ID: Simulation((half_cheetah, cheetah_physics, behaviour), ("mujoco",), chunk=50),
+}
+RECORDED = ("torch", "numpy", "h5py")  # packages whose versions every file notes, beside those above
 
 
 @dataclass(frozen=True)
@@ -74,11 +90,11 @@ def make_env(env_id, num_worlds, num_agents=None, device="cpu", seed=0, action_k
     shipped for this kind of action acts, where the task has one.
     """
     check_choice("env-id", env_id, ENV_IDS_OF_KIND[action_kind])
-    if env_id == "HalfCheetah-2x3":
+    if env_id == half_cheetah.ENV_ID:
         if num_agents not in (None, 2):
             raise InputError(f"{env_id} has 2 agents, not {num_agents}")
         return HalfCheetah(num_worlds, device=device, seed=seed)
-    if prey is None and env_id != "simple_spread":
+    if prey is None and env_id in WITH_PREY:
         prey = greedy(load_policies(env_id, device, action_kind=action_kind).prey, action_kind)
     return Worlds(env_id, num_worlds, action_kind, 3 if num_agents is None else num_agents, prey, device, seed=seed)
 
@@ -87,13 +103,12 @@ def find_prey(env_id, dataset: str, prey: str | None = None, device="cpu"):
     """The prey that an OMAR folder was logged with, for `make_env`: from the file `prey`, or from the one beside or
     above the folder `dataset`. None, which means the shipped one, for other data, and where the task has no prey."""
     source = Path(dataset)
-    if env_id not in omar.PREY_DIM or dataset in QUALITIES or source.suffix in HDF5_SUFFIXES or source.is_file():
+    if env_id not in WITH_PREY or dataset in QUALITIES or source.suffix in HDF5_SUFFIXES or source.is_file():
         if prey:
-            raise InputError(f"--prey is for OMAR folders of {' and '.join(omar.PREY_DIM)}")
+            raise InputError(f"--prey is for OMAR folders of {' and '.join(WITH_PREY)}")
         return None
-    if (
-        not prey and not source.is_dir()
-    ):  # also when a checkpoint is scored whose data have gone: another prey would be no answer
+    # Also when a checkpoint is scored whose data have gone: another prey would be no answer.
+    if not prey and not source.is_dir():
         if os.sep not in dataset:
             check_choice("dataset", dataset, QUALITIES)
         raise InputError(f"no dataset {dataset}, and so no prey")
@@ -126,22 +141,19 @@ def load_dataset(
         raise InputError(f"dataset size {size} is less than one episode of {horizon} transitions")
     if seed < 0:
         raise InputError(f"dataset seed {seed} is negative")
-    simulators = (half_cheetah, cheetah_physics) if env_id == "HalfCheetah-2x3" else (worlds,)
-    sources = [
-        policy_file(env_id, POLICY_DIR, action_kind),
-        *(Path(m.__file__) for m in (*simulators, behaviour)),
-        Path(__file__),
-    ]
-    digest = hashlib.sha256(b"".join([source.read_bytes() for source in sources])).hexdigest()[:8]
-    # Other policies or other code that simulates: another file name.
+    # Other policies, or other code or packages that simulate: another file name.
+    simulation, policies = SIMULATIONS[env_id], policy_file(env_id, POLICY_DIR, action_kind)
+    sources = [policies, *(Path(module.__file__) for module in simulation.modules), Path(__file__)]
+    parts = [source.read_bytes() for source in sources] + [version(name).encode() for name in simulation.packages]
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()[:8]
     path = Path(folder) / f"{env_id}-{action_kind}-{dataset}-{size}-seed{seed}-{digest}.h5"
     if not path.exists():
         simulate(path, env_id, dataset, size, seed, action_kind)
     return read_dataset(path, env_id, action_kind)
 
 
-def plan(quality: str, episodes: int, medium: int, chunk: int = CHUNK_EPISODES) -> list[tuple[int | None, int]]:
-    """Which policy plays how many episodes, in chunks: [(iterate, or None for uniform actions; episodes)].
+def plan(quality: str, episodes: int, medium: int, chunk: int) -> list[tuple[int | None, int]]:
+    """Who plays how many episodes, at most `chunk` at once: [(iterate, or None for uniform actions; episodes)].
 
     medium-replay shares its episodes evenly over the iterates 0 .. medium, in the order of training.
     """
@@ -157,11 +169,9 @@ def simulate(path: Path, env_id: str, quality: str, size: int, seed: int, action
     """Write the dataset `path`: `size` transitions (whole episodes) of `quality`, the same for the same seed."""
     policies = load_policies(env_id, action_kind=action_kind)
     episodes = size // HORIZONS[env_id]
-    chunk_episodes = CHEETAH_CHUNK_EPISODES if env_id == "HalfCheetah-2x3" else CHUNK_EPISODES
-    chunks = plan(quality, episodes, policies.facts["medium_iterate"], chunk_episodes)
-    packages = ("torch", "numpy", "h5py", *(("mujoco",) if env_id == "HalfCheetah-2x3" else ()))
+    chunks = plan(quality, episodes, policies.facts["medium_iterate"], SIMULATIONS[env_id].chunk)
     scores = policies.facts["random_score"], policies.facts["expert_score"]
-    if action_kind == "continuous" and env_id not in omar.PREY_DIM:  # the paper's world: scores in the paper's unit
+    if action_kind == "continuous" and env_id not in WITH_PREY:  # the paper's world: scores in the paper's unit
         scores = omar.PUBLISHED_SCORES[env_id]
     attributes = dict(
         env_id=env_id,
@@ -171,7 +181,7 @@ def simulate(path: Path, env_id: str, quality: str, size: int, seed: int, action
         expert_score=scores[1],
         seed=seed,
         behaviour=json.dumps({k: v for k, v in policies.facts.items() if k != "training_returns"}),
-        versions=json.dumps({name: version(name) for name in packages}),
+        versions=json.dumps({name: version(name) for name in (*RECORDED, *SIMULATIONS[env_id].packages)}),
     )
     with (
         atomic_hdf5(path, attributes) as file,
@@ -212,7 +222,7 @@ def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
     """Read and check an .h5 file of our format. Raises InputError saying which array and row is wrong."""
     if not path.is_file():
         raise InputError(f"{path} is a folder, not an .h5 file" if path.is_dir() else f"no dataset file {path}")
-    names = ("observations", "actions", "rewards", "terminals", "states")[: 5 if env_id == "HalfCheetah-2x3" else 4]
+    names = ["observations", "actions", "rewards", "terminals"] + ["states"] * omar.has_states(env_id)
     try:
         with h5py.File(path, "r") as file:
             missing = [k for k in names if getattr(file.get(k), "shape", None) is None]

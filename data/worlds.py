@@ -42,6 +42,7 @@ TASKS = {
 }
 FOODS, FORESTS = slice(1, 3), slice(3, 5)  # places in simple_world's landmarks
 ENV_IDS, ACTION_KINDS = tuple(TASKS), ("discrete", "continuous")
+WITH_PREY = tuple(env_id for env_id, task in TASKS.items() if task.prey)
 
 
 def arena_penalty(distance: torch.Tensor) -> torch.Tensor:

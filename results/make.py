@@ -72,6 +72,24 @@ FLAGS = {
     "bc": "--actor-loss bc --backup icql-qs --num-critics 1 --critic-updates 1 --penalty none",
 }
 SPREAD_ROUNDS = {"random": 800, "medium-replay": 800, "medium": 400, "expert": 400}
+DATA_SCORES = {  # mean scores of the default datasets of forces and torques, by QUALITIES
+    "simple_spread": (0.1, 13.6, 45.8, 115.3),
+    "simple_tag": (0.0, 22.0, 40.8, 99.2),
+    "simple_world": (0.1, 22.1, 40.4, 99.7),
+    "HalfCheetah-2x3": (0.0, 17.4, 39.3, 101.0),
+}
+PUBLISHED = {  # scores on OMAR's data: SPaCQL, ICQL-QS, CFCQL, MACQL
+    ("simple_spread", "random"): "78.2, 77.7, 62.2, 45.6",
+    ("simple_spread", "medium-replay"): "71.9, -, 52.2, 25.5",
+    ("simple_spread", "expert"): "111.9, 97.2, 112, 12.2",
+    ("simple_tag", "random"): "89.4, -, 16.5, 25.2",
+    ("simple_tag", "medium-replay"): "75.0, -, 71.1, 11.9",
+    ("simple_world", "random"): "94.3, 89.9, 68, 11.7",
+    ("simple_world", "medium-replay"): "105.2, -, 73.4, 13.2",
+    ("simple_world", "expert"): "112.3, 106.5, 119.7, -",
+    ("HalfCheetah-2x3", "random"): "43.8, -, 39.7, 5.3",
+    ("HalfCheetah-2x3", "medium-replay"): "66.1, -, 59.5, 37.0",
+}
 # glibc gives large blocks back to the system and takes them again at every step; told not to, a run is 5 to 10% faster.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 
@@ -226,13 +244,28 @@ def markdown(grid: str) -> str:
     for row in read(files(grid)[0]):
         by_method = scores.setdefault(tuple(row[key] for key in task), {})
         by_method.setdefault(row.get(method, "score"), []).append(float(row["score"]))
-    lines = [f"| {' | '.join((*task, *columns))} |", "| --- " * (len(task) + len(columns)) + "|"]
+    head, rows = (*task, *columns), []
     for place, by_method in scores.items():
         values = [by_method.get(name) for name in columns]
         spread = [f" ± {np.std(v):.1f}" if v and len(v) > 1 else "" for v in values]
         texts = [f"{np.mean(v):.1f}{plus}" if v else "" for v, plus in zip(values, spread, strict=True)]
-        lines.append(f"| {' | '.join((*place, *texts))} |")
-    return "\n".join(lines)
+        rows.append((*place, *texts))
+    if grid == "continuous":
+        head = ("task", "data (mean score)", "rounds", *columns, "*published: SPaCQL, ICQL-QS, CFCQL, MACQL*")
+        rows = compared(rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+def compared(rows: list[tuple]) -> list[tuple]:
+    """Rows of forces and torques in order, with the data's scores and, in a dataset's first row, the published ones."""
+    places = [(env_id, quality) for env_id in DATA_SCORES for quality in QUALITIES]
+    published, table = {place: f"*{texts}*" for place, texts in PUBLISHED.items()}, []
+    for row in sorted(rows, key=lambda row: (places.index(row[:2]), int(row[3]), int(row[2]))):
+        env_id, quality, rounds, batch_size, *texts = row
+        data = f"{quality} ({DATA_SCORES[env_id][QUALITIES.index(quality)]})"
+        size = rounds if batch_size == "256" else f"{rounds} (batch {batch_size})"
+        table.append((env_id, data, size, *texts, published.pop((env_id, quality), "")))
+    return table
 
 
 def draw() -> None:

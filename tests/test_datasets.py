@@ -13,20 +13,21 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from common import ROOT, Trap, attribute, one_line, poke, put, repeatable, swapped
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import data.behaviour as behaviour
 import data.datasets as datasets
 from data.behaviour import Args, greedy, load_policies, mlp
-from data.datasets import CHUNK_EPISODES, QUALITIES, Dataset, load_dataset, make_env, normalise, plan
+from data.datasets import QUALITIES, SIMULATIONS, Dataset, load_dataset, make_env, normalise, plan
 from data.errors import InputError
 from data.files import atomic, parse, run_script
 from data.worlds import ENV_IDS, HORIZON, NUM_ACTIONS, Worlds
@@ -35,8 +36,8 @@ EPISODES = {"random": 1500, "medium-replay": 300, "medium": 1500, "expert": 3000
 OBS_DIM = {"simple_spread": 18, "simple_tag": 16, "simple_world": 24}
 LANDMARKS = {"simple_spread": 3, "simple_tag": 2, "simple_world": 5}
 ALL = [(env_id, quality) for env_id in ENV_IDS for quality in QUALITIES]
-ROOT = Path(__file__).parent.parent
-quickly = settings(derandomize=True, deadline=None, database=None, max_examples=40)
+CHUNK = SIMULATIONS["simple_spread"].chunk
+quickly = settings(repeatable, max_examples=40)
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +51,6 @@ def logged(folder):
     return functools.cache(
         lambda env_id, quality: load_dataset(env_id, quality, EPISODES[quality] * HORIZON, 0, folder)
     )
-
-
-def one_line(call):
-    """The message of the InputError that `call` must raise; it must be a single readable line."""
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert message == " ".join(message.split()) and message.isprintable() and len(message) > 10, repr(message)
-    return message
 
 
 def run_python(code, **kwargs):
@@ -129,7 +121,7 @@ def test_same_seed_same_bits_and_other_seed_other_data(env_id, quality, tmp_path
 
 
 def test_a_silenced_progress_bar_does_not_count_the_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "CHUNK_EPISODES", 3)
+    monkeypatch.setitem(SIMULATIONS, "simple_spread", replace(SIMULATIONS["simple_spread"], chunk=3))
     monkeypatch.setattr(datasets, "tqdm", functools.partial(datasets.tqdm, disable=True))
     dataset = load_dataset("simple_spread", "random", 10 * HORIZON, folder=tmp_path)
     assert (dataset.observations.flatten(1).abs().sum(1) > 0).all()
@@ -193,11 +185,6 @@ ROWS, WHOLE_EPISODES = 1e-4, 0.03
 def test_logged_rows_are_transitions_of_the_worlds(logged, env_id, quality):
     assert wrong_rows(logged(env_id, quality)) <= ROWS
     assert wrong_episodes(logged(env_id, quality)) <= WHOLE_EPISODES
-
-
-def swapped(array, dim):
-    """Agents 0 and 1 exchanged along `dim`."""
-    return array.index_select(dim, torch.tensor([1, 0, 2]))
 
 
 MISTAKES = {
@@ -267,14 +254,14 @@ def surprise(dataset: Dataset, players: list[tuple[int, int]]) -> float:
 @pytest.mark.parametrize("quality", QUALITIES[1:])
 def test_actions_are_samples_of_the_planned_policies(logged, env_id, quality):
     dataset, medium = logged(env_id, quality), load_policies(env_id).facts["medium_iterate"]
-    players = plan(quality, EPISODES[quality], medium)
+    players = plan(quality, EPISODES[quality], medium, CHUNK)
     assert surprise(dataset, players) < 4.5
     swapped_agents = Dataset(dataset.observations, swapped(dataset.actions, 2), dataset.rewards, dataset.facts)
     assert surprise(swapped_agents, players) > 20
     if quality == "medium-replay":
         others = list(zip([i for i, _ in players[::-1]], [count for _, count in players], strict=True))
     else:
-        others = plan("medium" if quality == "expert" else "expert", EPISODES[quality], medium)
+        others = plan("medium" if quality == "expert" else "expert", EPISODES[quality], medium, CHUNK)
     assert surprise(dataset, others) > 20
 
 
@@ -337,12 +324,12 @@ def test_prey_is_deterministic(env_id):
 @given(st.sampled_from(QUALITIES), st.integers(1, 9000), st.integers(0, 40))
 @example("medium-replay", 3, 40)  # fewer episodes than iterates
 @example("medium-replay", 9000, 0)
-@example("expert", CHUNK_EPISODES, 5)
-@example("random", CHUNK_EPISODES + 1, 5)
+@example("expert", CHUNK, 5)
+@example("random", CHUNK + 1, 5)
 def test_plan_is_complete_even_and_in_order(quality, episodes, medium):
-    chunks = plan(quality, episodes, medium)
+    chunks = plan(quality, episodes, medium, CHUNK)
     assert sum(count for _, count in chunks) == episodes
-    assert all(0 < count <= CHUNK_EPISODES for _, count in chunks)
+    assert all(0 < count <= CHUNK for _, count in chunks)
     players = [player for player, _ in chunks]
     if quality != "medium-replay":
         assert set(players) == {{"random": None, "medium": medium, "expert": -1}[quality]}
@@ -456,37 +443,6 @@ def valid(folder):
     load_dataset("simple_spread", "random", 4 * HORIZON, 0, folder / "valid")
     (path,) = (folder / "valid").iterdir()
     return path
-
-
-def put(name, change):
-    """An edit of a file: array `name` becomes change(array)."""
-
-    def edit(file):
-        new = change(file[name][()])
-        del file[name]
-        file[name] = new
-
-    return edit
-
-
-def attribute(name, value):
-    """An edit of a file: set an attribute, or remove it where value is None."""
-
-    def edit(file):
-        del file.attrs[name]
-        if value is not None:
-            file.attrs[name] = value
-
-    return edit
-
-
-def poke(name, place, value):
-    """An edit of a file: one element becomes value."""
-
-    def edit(file):
-        file[name][place] = value
-
-    return edit
 
 
 def group(file):
@@ -697,16 +653,6 @@ def test_other_sizes_are_accepted(num, horizon, kind, tmp_path, valid):
 # ------------------------------------------------------------------------------------------ policy files
 
 
-@dataclass
-class Trap:
-    """Executes something when it is unpickled."""
-
-    path: str
-
-    def __reduce__(self):
-        return open, (self.path, "w")
-
-
 def without(name):
     return lambda arrays: arrays.pop(name)
 
@@ -754,7 +700,7 @@ def test_bad_policy_file_is_refused(name, tmp_path):
 def test_pickled_objects_are_refused_and_not_executed(name, tmp_path):
     with np.load(behaviour.POLICY_DIR / "simple_spread-discrete.npz") as file:
         arrays = dict(file)
-    arrays[name] = np.array([Trap(str(tmp_path / "executed"))], dtype=object)
+    arrays[name] = np.array([Trap(tmp_path / "executed")], dtype=object)
     np.savez(tmp_path / "simple_spread-discrete.npz", **arrays)
     message = one_line(lambda: load_policies("simple_spread", folder=tmp_path))
     assert "allow_pickle=False" in message and not (tmp_path / "executed").exists()

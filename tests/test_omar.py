@@ -16,15 +16,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from common import Trap, one_line, repeatable
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 import data.omar as omar
 from data.behaviour import init_mlp, mlp
+from data.datasets import load_dataset
 from data.errors import InputError
 from data.omar import PREY_DIM, PREY_FILE, find_prey_file, load_prey, read_folder, write_folder, write_prey
-from data.worlds import Worlds
+from data.worlds import WITH_PREY, Worlds
 
 # Agents, observation and action numbers, steps: the published shapes, written down once more.
 SHAPES = {
@@ -33,16 +35,6 @@ SHAPES = {
     "simple_world": (3, 24, 2, 25),
     "HalfCheetah-2x3": (2, 6, 3, 1000),
 }
-quickly = settings(derandomize=True, deadline=None, database=None, max_examples=25)
-
-
-def one_line(call):
-    """The message of the InputError that `call` must raise; it must be a single readable line."""
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert message == " ".join(message.split()) and message.isprintable() and 10 < len(message) < 700, repr(message)
-    return message
 
 
 def make_arrays(env_id, episodes, seed=0):
@@ -182,16 +174,6 @@ def edit(path, change):
 
 def setting(index, value):
     return lambda a: a.__setitem__(index, value)
-
-
-class Trap:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 def all_files(change):
@@ -382,7 +364,7 @@ def test_pickles_in_arrays_are_not_executed(tmp_path, folders):
 # ----------------------------------------------------------------------------------------------- writing
 
 
-@quickly
+@repeatable
 @given(st.sampled_from(list(SHAPES)), st.integers(1, 4), st.integers(0, 2**32 - 1), st.booleans())
 def test_what_is_written_reads_back_bit_for_bit(env_id, episodes, seed, odd):
     arrays = make_arrays(env_id, 1 if env_id == "HalfCheetah-2x3" else episodes, seed)
@@ -500,6 +482,10 @@ def prey_dict(env_id):
     return dict(
         init_dict=dict(lr=0.01, alg_types=["td3"]), agent_params=[dict(policy=n.state_dict()) for n in networks]
     )
+
+
+def test_tasks_with_prey_are_those_of_the_worlds():
+    assert PREY_DIM == {env_id: Worlds(env_id, 1, "continuous").observe(3).shape[-1] for env_id in WITH_PREY}
 
 
 @pytest.mark.parametrize("env_id", PREY_DIM)
@@ -695,8 +681,6 @@ def test_command_line_writes_the_layout_of_omar(tmp_path, stubs, capsys):
 
 
 def test_simulated_data_survive_export_and_import(tmp_path):
-    from data.datasets import load_dataset  # here, so that only this test needs the simulator
-
     size = ["--dataset-size", "250", "--data-dir", str(tmp_path / "datasets"), "--out", str(tmp_path)]
     omar.main(["--env-id", "simple_spread", "--dataset", "random", *size])
     simulated = load_dataset("simple_spread", "random", 250, 0, tmp_path / "datasets", action_kind="continuous")

@@ -4,19 +4,13 @@ are the seeds trained alone, that an interrupted run ends as if it had not been,
 Runs are tiny (SMALL) except those that must learn. The equations have tests of their own, in test_equations.py.
 """
 
-import ast
 import functools
-import inspect
 import json
 import os
 import pickle
 import shutil
-import signal
-import subprocess
 import sys
-import time
 import types
-from dataclasses import fields
 from pathlib import Path
 
 import common
@@ -24,8 +18,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from common import Stop, die_at, differences, load, points, tree, without
-from PIL import Image
+from common import Stop, Trap, die_at, differences, load, points, tree, without
 
 import data.runs as runs
 import spacql
@@ -34,96 +27,30 @@ from data.datasets import QUALITIES, make_env, normalise
 from data.errors import InputError
 from data.worlds import ENV_IDS, HORIZON, NUM_ACTIONS
 
-ROOT = Path(__file__).parent.parent
+SCRIPT = spacql  # what the fixtures in conftest.py run
 SMALL = (
     "--dataset-size 5000 --hidden 16 --num-critics 3 --batch-size 32 --rounds 4 --eval-every 2"
     " --eval-episodes 8 --final-episodes 16 --device cpu"
 ).split()
 NAME = "simple_spread__medium__spacql-cfcql-3critics__seed0x"  # followed by the number of seeds
-KEYS = (
-    "env_id dataset backup seeds scores score_mean score_std best_mean k_eff weights wall_s device".split()
-)  # of the summary
 HISTORY = "round weights u k_eff q_data q_ood entropy scores critic_loss".split()
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """Where the module's simulated datasets are kept."""
-    return tmp_path_factory.mktemp("simulated")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Every test runs in an empty folder, so that nothing is written by default into another."""
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def run(data_dir, monkeypatch):
-    """run(flags): train in this process, run folders under ./runs; later flags win over SMALL. No plot is drawn, since
-    that takes longer than all the rest."""
-    monkeypatch.setattr(runs, "plot_history", lambda path, *_: path.touch())
-    return lambda flags="": spacql.main([*SMALL, "--data-dir", str(data_dir), *flags.split()])
-
-
-@pytest.fixture(scope="module")
-def finished(data_dir, tmp_path_factory):
-    """A finished run of two seeds: its folder and its summary. Tests must leave it as it is."""
-    out = tmp_path_factory.mktemp("finished")
-    summary = spacql.main([*SMALL, "--data-dir", str(data_dir), "--out", str(out), "--num-seeds", "2"])
-    return out / f"{NAME}2", summary
-
-
-@pytest.fixture(scope="module")
-def whole(data_dir, tmp_path_factory):
-    """The checkpoint of a run of 8 rounds that nothing interrupted."""
-    out = tmp_path_factory.mktemp("whole")
-    spacql.main([*SMALL, "--data-dir", str(data_dir), "--out", str(out), "--rounds", "8"])
-    return load(out / f"{NAME}1")
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 # ------------------------------------------------------------------------------------ what a run leaves behind
 
 
 def test_stdout_is_one_line_of_json(data_dir, capfd):
-    summary = spacql.main([*SMALL, "--data-dir", str(data_dir), "--num-seeds", "2", "--seed", "7"])
-    said = capfd.readouterr()
-    (line,) = said.out.splitlines()
-    assert json.loads(line) == summary and list(summary) == KEYS
-    assert (summary["env_id"], summary["dataset"], summary["backup"]) == ("simple_spread", "medium", "spacql")
-    assert summary["seeds"] == [7, 8] and len(summary["scores"]) == 2 and summary["wall_s"] > 0
-    assert summary["device"] == "cpu"
-    assert "100%" in said.err and "mean score of the data" in said.err and "warning" not in said.err
+    summary = common.check_stdout(spacql, [*SMALL, "--data-dir", str(data_dir)], capfd)
+    assert summary["env_id"] == "simple_spread"
 
 
 def test_run_folder_holds_everything(finished):
-    folder, summary = finished
-    names = sorted(path.name for path in folder.iterdir())
-    assert names[:2] + names[3:] == ["args.json", "checkpoint.pt", "progress.png", "returns.npz"]
-    assert names[2].startswith("events.out.tfevents.")
-    args = json.loads((folder / "args.json").read_text())
-    assert list(args) == [field.name for field in fields(spacql.Args)]
-    assert (args["rounds"], args["num_seeds"], args["hidden"], args["gamma"]) == (4, 2, 16, 0.95)
+    facts = load_policies("simple_spread").facts
+    unit = facts["random_score"], facts["expert_score"]
+    args, _ = common.check_run_folder(spacql, finished, 16, HISTORY, unit)
+    assert args["gamma"] == 0.95
     assert args["learning_rate"] == spacql.TASKS["simple_spread"]["learning_rate"], "the defaults in use are recorded"
-    assert args["cql_alpha"] == spacql.CQL_ALPHA["simple_spread"]["medium"]
-
-    with np.load(folder / "returns.npz", allow_pickle=False) as file:
-        kept = dict(file)
-    assert sorted(kept) == sorted(["returns", "args", "summary", *(f"history_{name}" for name in HISTORY)])
-    assert json.loads(str(kept["args"])) == args and json.loads(str(kept["summary"])) == summary
-    assert kept["returns"].shape == (2, 16) and np.isfinite(kept["returns"]).all()
-    scores = normalise(kept["returns"].astype(float).mean(1), load_policies("simple_spread").facts)
-    assert np.allclose(scores, summary["scores"], atol=0.006)  # printed with two decimals
-    assert np.isclose(scores.mean(), summary["score_mean"], atol=0.006)
-    assert np.isclose(scores.std(), summary["score_std"], atol=0.006) and scores.std() > 0.01
-    assert kept["history_round"].tolist() == [2, 4]
-    assert np.isclose(kept["history_scores"].max(0).mean(), summary["best_mean"], atol=0.006)
-    assert kept["history_weights"].shape == kept["history_u"].shape == (2, 2, 3)
-    assert np.allclose(kept["history_weights"].sum(-1), 1, atol=1e-5)
-    assert all(np.isfinite(kept[f"history_{name}"]).all() for name in HISTORY)
-
-    with Image.open(folder / "progress.png") as picture:
-        assert picture.width > 500 and len(picture.convert("L").getcolors(256)) > 10
 
 
 def test_tensorboard_shows_the_history(finished):
@@ -142,12 +69,7 @@ def test_all_networks_move_and_targets_follow(finished):
         critic=spacql.init_networks(generators, 3, (3 * (18 + NUM_ACTIONS), 16, 16, 1)),
         actor=spacql.init_networks(generators, 3, (18, 16, 16, NUM_ACTIONS)),
     )
-    for name, start in starts.items():
-        target = saved[f"target_{name}"]
-        for online, slow, first in zip(saved[name], target, start, strict=True):
-            assert ((online - first).abs().amax((2, 3)) > 1e-4).all(), "every network of every seed"
-            assert ((slow - first).abs().amax((2, 3)) > 1e-6).all()
-            assert (slow - first).norm() < 0.1 * (online - first).norm(), "a step of tau = 0.01 in each of 4 rounds"
+    common.check_networks_move(saved, starts)
 
 
 def test_target_step_is_tau(run):
@@ -192,33 +114,17 @@ def test_every_task_and_quality_runs(env_id, quality, run):
     assert load(f"runs/{env_id}__{quality}__spacql-cfcql-3critics__seed0x1")["facts"]["quality"] == quality
 
 
-WEIGHTS = {"icql-qs": ([1, 0, 0], 1), "joint": ([0, 0, 1], 3), "uniform": ([1 / 3] * 3, 2)}
-
-
 @pytest.mark.parametrize("penalty", spacql.CHOICES["penalty"])
 @pytest.mark.parametrize("backup", spacql.CHOICES["backup"])
 def test_every_backup_and_penalty_runs(backup, penalty, run):
-    summary = run(f"--backup {backup} --penalty {penalty} --num-critics 2")
-    assert summary["backup"] == backup and np.isfinite(summary["scores"]).all()
-    weights, k_eff = summary["weights"], summary["k_eff"]
-    if backup == "spacql":
-        assert min(weights) > 0 and sum(weights) == pytest.approx(1, abs=1e-3) and weights != [1 / 3] * 3
-        assert k_eff == pytest.approx(np.dot(weights, [1, 2, 3]), abs=1e-3) and 1 < k_eff < 3
-    else:
-        assert (weights, k_eff) == (pytest.approx(WEIGHTS[backup][0], abs=1e-4), pytest.approx(WEIGHTS[backup][1]))
+    common.check_weights(run(f"--backup {backup} --penalty {penalty} --num-critics 2"), backup)
 
 
 def test_backups_and_penalties_end_differently(run):
-    """A flag that is read and then ignored would leave the same networks."""
     flags = ["", "--backup joint", "--backup icql-qs", "--backup uniform", "--penalty macql", "--penalty none"]
     flags += ["--cql-alpha 0.1", "--weight-temperature 9", "--entropy-coef 0", "--gamma 0.5", "--max-grad-norm 0.01"]
     flags += ["--penalty-agents 3", "--critic-updates 2", "--learning-rate 0.1", "--tau 0.5", "--data-seed 1"]
-    ends = []
-    for i, extra in enumerate(flags):
-        run(f"{extra} --rounds 2 --name {i}")
-        saved = load(f"runs/{i}")
-        ends.append(torch.cat([p.flatten() for k in ("target_critic", "actor") for p in saved[k]]).numpy().tobytes())
-    assert len(set(ends)) == len(flags)
+    common.check_flags_matter(run, flags)
 
 
 # ---------------------------------------------------------------------------------------------------- settings
@@ -247,20 +153,7 @@ def test_flags_win_over_tables_and_sizes():
 
 
 def test_every_setting_is_explained_in_help(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
-    with pytest.raises(SystemExit) as stop:
-        spacql.main(["--help"])
-    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert stop.value.code in (0, None) and "arXiv 2511.07629" in said
-    body = ast.parse(inspect.getsource(spacql.Args)).body[0].body
-    texts = {
-        field.target.id: text.value.value
-        for field, text in zip(body[:-1], body[1:], strict=True)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
-    for field in fields(spacql.Args):
-        assert f"--{field.name.replace('_', '-')}" in said, field.name
-        assert len(texts[field.name]) > 5 and texts[field.name][:40] in said, field.name
+    common.check_help(spacql, capsys, monkeypatch)
 
 
 def test_track_starts_wandb_with_the_settings(run, monkeypatch):
@@ -313,28 +206,10 @@ def test_collapse_on_one_agent_is_told_on_expert_data(quality, collapsed, run, c
 
 # ------------------------------------------------------------------------------------ seeds trained side by side
 
-# Products of stacked matrices may be summed in another order for another number of seeds, and Adam's first steps pass
-# on such rounding at full size where a gradient is near 0. Measured after 4 rounds: at most 1e-6; the networks of two
-# seeds differ by more than 0.1.
-TOLERANCE = 2e-3
-
 
 @pytest.mark.parametrize("flags", ["", "--penalty macql", "--backup joint --penalty none"])
 def test_seeds_trained_together_are_seeds_trained_alone(flags, run):
-    together = run(f"{flags} --seed 3 --num-seeds 3 --name together")
-    stacked = load("runs/together")
-    for i in range(3):
-        alone = run(f"{flags} --seed {3 + i} --name alone{i}")
-        single = load(f"runs/alone{i}")
-        assert alone["scores"][0] == pytest.approx(together["scores"][i], abs=0.5)
-        assert torch.equal(single["generators"][0], stacked["generators"][i])
-        for name in runs.NETWORKS:
-            for a, b in zip(single[name], stacked[name], strict=True):
-                assert torch.allclose(a[0], b[i], rtol=0, atol=TOLERANCE), name
-        apart = max(
-            float((a[0] - b[(i + 1) % 3]).abs().max()) for a, b in zip(single["actor"], stacked["actor"], strict=True)
-        )
-        assert apart > 50 * TOLERANCE, "another seed is another run"
+    common.check_seeds_together(run, flags)
 
 
 # ------------------------------------------------------------------------------------------ interrupted and resumed
@@ -355,17 +230,7 @@ MOMENTS = {  # what dies, at which call, after its work; an evaluation and a che
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_run_resumes_bit_by_bit(moment, run, whole):
-    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Stop):
-        die_at(monkeypatch, *MOMENTS[moment])
-        run("--rounds 8")
-    assert not list(Path("runs").rglob("*.partial*"))
-    torch.rand(5)  # global random numbers must not matter
-    summary = run("--rounds 8 --resume")
-    (folder,) = Path("runs").iterdir()
-    assert differences(load(folder), whole) == []
-    assert summary["best_mean"] == round(max(whole["history"]["scores"])[0], 2)
-    assert [step for step, _ in points(folder, "train/scores")] == [2, 4, 6, 8], "no point is lost or shown twice"
-    assert (folder / "returns.npz").exists() and (folder / "progress.png").exists()
+    common.check_resumed(run, "", MOMENTS[moment], whole())
 
 
 def test_full_disk_leaves_the_last_checkpoint(run, whole, monkeypatch):
@@ -384,7 +249,7 @@ def test_full_disk_leaves_the_last_checkpoint(run, whole, monkeypatch):
         run("--rounds 8")
     assert load(f"runs/{NAME}1")["round"] == 4 and not list(Path("runs").rglob("*.partial*"))
     run("--rounds 8 --resume")
-    assert differences(load(f"runs/{NAME}1"), whole) == []
+    assert differences(load(f"runs/{NAME}1"), whole()) == []
 
 
 @pytest.mark.parametrize(
@@ -409,33 +274,8 @@ def test_nothing_saved_nothing_resumed(run):
     assert sorted(path.name for path in Path("runs").iterdir()) == [f"{NAME}1", f"{NAME}1-2"]
 
 
-def killed(command, folder):
-    """Start the command, kill it once folder/checkpoint.pt has been (re)written; returns the rounds it had done."""
-    path = folder / "checkpoint.pt"
-    before = path.stat().st_mtime_ns if path.exists() else 0
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not path.exists() or path.stat().st_mtime_ns == before:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    said, _ = process.communicate()
-    assert (process.returncode, said) == (-signal.SIGKILL, b"")
-    return load(folder)["round"]
-
-
 def test_killed_process_resumes_bit_by_bit(run, tmp_path, data_dir):
-    folder = tmp_path / "runs" / "killed"
-    flags = [*SMALL, "--data-dir", str(data_dir), "--out", str(tmp_path / "runs"), "--name", "killed"]
-    command = [sys.executable, "spacql.py", *flags, "--rounds", "1000000"]
-    first = killed(command, folder)
-    second = killed([*command, "--resume"], folder)
-    assert second > first >= 2
-    rounds = second + 4
-    run(f"--name killed --resume --rounds {rounds}")
-    run(f"--name whole --rounds {rounds}")
-    assert differences(load(folder), load("runs/whole")) == []
+    common.check_killed(spacql, run, SMALL, data_dir, tmp_path)
 
 
 def test_resuming_a_finished_run_changes_nothing(run):
@@ -452,20 +292,12 @@ def test_resuming_a_finished_run_changes_nothing(run):
 def test_finished_run_goes_on_for_more_rounds(run, whole):
     run("--rounds 4")
     run("--rounds 8 --resume")
-    assert differences(load(f"runs/{NAME}1"), whole) == []
+    assert differences(load(f"runs/{NAME}1"), whole()) == []
 
 
 def test_resumed_run_keeps_its_settings_and_takes_new_ones(finished):
-    """Only --checkpoint, --resume and what is new are given: the rest comes from the checkpoint."""
-    shutil.copytree(finished[0], "copy")
-    spacql.main("--resume --checkpoint copy --rounds 6 --learning-rate 0.5".split())
-    old, new = (json.loads(load(folder)["args"]) for folder in (finished[0], "copy"))
-    changed = {k for k in old if old[k] != new[k]}
-    assert changed == {"rounds", "learning_rate"}, "not how the run was resumed"
-    assert load("copy")["history"]["round"] == [2, 4, 6]
-    assert {group["lr"] for k in ("critic", "actor") for group in load("copy")[f"{k}_optimizer"]["param_groups"]} == {
-        0.5
-    }
+    rates = common.check_resumed_settings(spacql, finished, learning_rate=0.5)
+    assert {rate for by_group in rates.values() for rate in by_group} == {0.5}
 
 
 def test_same_flags_make_a_new_folder_and_the_same_networks(run):
@@ -486,17 +318,7 @@ def test_same_flags_make_a_new_folder_and_the_same_networks(run):
 
 @pytest.mark.parametrize("given", ["file", "folder", "nothing"])
 def test_eval_only_repeats_the_scores_and_writes_nothing(given, finished, capfd, tmp_path):
-    folder, summary = finished
-    flags = dict(
-        file=["--checkpoint", str(folder / "checkpoint.pt")],
-        folder=["--checkpoint", str(folder)],
-        nothing=[*SMALL, "--out", str(folder.parent), "--num-seeds", "2"],
-    )[given]
-    before = tree(folder.parent)
-    again = spacql.main([*flags, "--eval-only", "--data-dir", str(tmp_path / "none")])
-    (line,) = capfd.readouterr().out.splitlines()
-    assert json.loads(line) == again and without(again) == without(summary)
-    assert tree(folder.parent) == before and tree(tmp_path) == []
+    common.check_eval_only(spacql, SMALL, given, finished, capfd, tmp_path)
 
 
 def test_eval_only_takes_other_episodes(finished):
@@ -519,9 +341,7 @@ def test_eval_only_scores_the_last_actor(finished):
 
 @pytest.mark.parametrize("env_id", ["simple_spread", "simple_tag"])
 def test_video_is_a_film(env_id, run):
-    run(f"--env-id {env_id} --rounds 1 --name film --num-seeds 2 --video")
-    with Image.open("runs/film/greedy.gif") as film:
-        assert film.format == "GIF" and film.n_frames > 20 and min(film.size) > 100
+    common.check_video(run, env_id)
 
 
 # -------------------------------------------------------------------------------------------------- it learns
@@ -538,10 +358,7 @@ LEARN = (
 
 
 def test_training_raises_the_score(run):
-    before = run(f"{LEARN} --rounds 1 --learning-rate 1e-9 --name untrained")["score_mean"]
-    assert before < 15
-    after = run(LEARN)["score_mean"]
-    assert after > before + 25 and after > BAR, (before, after)
+    common.check_learning(run, LEARN, BAR)
 
 
 ACTOR_LOSS = spacql.actor_loss
@@ -599,7 +416,7 @@ def test_data_without_a_default_alpha_needs_one(simulated, run):
 # ----------------------------------------------------------------------------------------------------- bad input
 
 
-refused = functools.partial(common.refused, "spacql.py", spacql.main)
+refused = functools.partial(common.refused, spacql)
 BAD_FLAGS = {
     "--env-id simple_spraed": "unknown env-id 'simple_spraed' (choose from simple_spread, simple_tag, simple_world);"
     " did you mean 'simple_spread'?",
@@ -646,9 +463,7 @@ BAD_FLAGS = {
 @pytest.mark.parametrize("flags", BAD_FLAGS)
 def test_bad_flags_are_refused(flags, tmp_path):
     Path("file").write_text("a regular file")
-    before = tree(tmp_path)
-    assert BAD_FLAGS[flags] in refused([*SMALL, *flags.split()])
-    assert tree(tmp_path) == before
+    common.check_refused(spacql, [*SMALL, *flags.split()], BAD_FLAGS[flags], tmp_path)
 
 
 def test_missing_wandb_is_told(monkeypatch, data_dir):
@@ -666,15 +481,7 @@ def test_missing_wandb_is_told(monkeypatch, data_dir):
 )
 def test_foreign_data_is_refused(attributes, words, simulated):
     edited(simulated, **attributes)
-    before = tree(".")
-    assert words in refused([*SMALL, "--dataset", "mine.h5"]) and tree(".") == before
-
-
-class Trap:
-    """What executes code when it is unpickled."""
-
-    def __reduce__(self):
-        return os.mkdir, ("executed",)
+    common.check_refused(spacql, [*SMALL, "--dataset", "mine.h5"], words, ".")
 
 
 def changed(**values):
@@ -691,10 +498,10 @@ BAD_CHECKPOINTS = {
     "empty": lambda saved: Path("bad.pt").write_bytes(b""),
     "text": lambda saved: Path("bad.pt").write_text("hello\nworld\n"),
     "random bytes": lambda saved: Path("bad.pt").write_bytes(np.random.default_rng(0).bytes(5000)),
-    "a pickle": lambda saved: Path("bad.pt").write_bytes(pickle.dumps(Trap())),
-    "an old pickle": lambda saved: Path("bad.pt").write_bytes(pickle.dumps(Trap(), protocol=0)),
-    "a torch file that executes code": lambda saved: torch.save(Trap(), "bad.pt"),
-    "an entry that executes code": changed(facts=Trap()),
+    "a pickle": lambda saved: Path("bad.pt").write_bytes(pickle.dumps(Trap("executed"))),
+    "an old pickle": lambda saved: Path("bad.pt").write_bytes(pickle.dumps(Trap("executed"), protocol=0)),
+    "a torch file that executes code": lambda saved: torch.save(Trap("executed"), "bad.pt"),
+    "an entry that executes code": changed(facts=Trap("executed")),
     "a foreign dict": lambda saved: torch.save({"model": torch.zeros(3), "epoch": 2}, "bad.pt"),
     "a list": lambda saved: torch.save([1, 2, 3], "bad.pt"),
     "a tensor": lambda saved: torch.save(torch.zeros(3), "bad.pt"),
@@ -727,7 +534,7 @@ def test_bad_checkpoint_is_refused_and_not_executed(name, flag, finished):
 
 
 def test_the_trap_works():
-    pickle.loads(pickle.dumps(Trap()))
+    pickle.loads(pickle.dumps(Trap("executed")))
     assert Path("executed").exists()
 
 
@@ -754,9 +561,9 @@ MISFITS = {
 
 @pytest.mark.parametrize("flags", MISFITS)
 def test_checkpoint_of_other_shapes_is_refused(flags, finished):
-    before = tree(finished[0].parent)
-    assert MISFITS[flags] in refused(["--checkpoint", str(finished[0]), *flags.split()])
-    assert tree(finished[0].parent) == before and tree(".") == []
+    argv = ["--checkpoint", str(finished[0]), *flags.split()]
+    common.check_refused(spacql, argv, MISFITS[flags], finished[0].parent)
+    assert tree(".") == []
 
 
 def test_checkpoint_of_another_kind_of_device_is_refused(finished):
@@ -776,11 +583,5 @@ def test_checkpoint_of_another_kind_of_device_is_refused(finished):
     ],
 )
 def test_script_ends_with_status_2_and_one_line(flags, words, tmp_path):
-    Path("bad.pt").write_bytes(pickle.dumps(Trap()))
-    before = tree(tmp_path)
-    done = subprocess.run(
-        [sys.executable, ROOT / "spacql.py", *SMALL, *flags], capture_output=True, text=True, timeout=60
-    )
-    (line,) = done.stderr.splitlines()
-    assert (done.returncode, done.stdout) == (2, "") and line.startswith(f"spacql.py: error: {words}")
-    assert tree(tmp_path) == before
+    Path("bad.pt").write_bytes(pickle.dumps(Trap("executed")))
+    common.check_process_refused(spacql, [*SMALL, *flags], words, tmp_path)

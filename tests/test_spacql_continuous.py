@@ -7,14 +7,11 @@ test. The equations have tests of their own, in test_continuous_equations.py.
 
 import functools
 import gc
-import inspect
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +22,6 @@ import numpy as np
 import pytest
 import torch
 from common import Stop, die_at, differences, load, points, separate_network, tree, without
-from PIL import Image
 from torch import nn
 
 import data.datasets as datasets
@@ -40,64 +36,29 @@ from data.half_cheetah import HalfCheetah
 from data.omar import PREY_FILE, PUBLISHED_SCORES, write_folder
 from data.worlds import ENV_IDS
 
-ROOT = Path(__file__).parent.parent
 SHORT = 25
+SCRIPT = spacql_continuous  # what the fixtures in conftest.py run
 SMALL = (
     "--dataset-size 2500 --hidden 16 --num-critics 3 --batch-size 32 --rounds 4 --eval-every 2"
     " --eval-episodes 4 --final-episodes 8 --device cpu"
 ).split()
 CHEETAH = "--env-id HalfCheetah-2x3 --eval-episodes 2 --final-episodes 2"
 NAME = "simple_spread__medium__spacql-cfcql-3critics__seed0x"  # followed by the number of seeds
-KEYS = "env_id dataset backup seeds scores score_mean score_std best_mean k_eff weights wall_s device".split()
 HISTORY = "round weights u k_eff q_data q_ood saturated scores critic_loss".split()
 PREYLESS = ("simple_spread", "HalfCheetah-2x3")  # worlds equal to the published ones
 NOISE, NEAR = spacql_continuous.TARGET_NOISE, spacql_continuous.CANDIDATE_NOISE
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
+def data_dir(data_dir):
     """Where the module's simulated datasets are kept. From here on HalfCheetah's episodes are short, and one process
     steps it."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
         monkeypatch.setattr(HalfCheetah, "horizon", SHORT)
         monkeypatch.setitem(datasets.HORIZONS, "HalfCheetah-2x3", SHORT)
-        yield tmp_path_factory.mktemp("simulated")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Every test runs in an empty folder, so that nothing is written by default into another."""
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def run(data_dir, monkeypatch):
-    """run(flags): train in this process, run folders under ./runs; later flags win over SMALL. No plot is drawn, since
-    that takes longer than all the rest."""
-    monkeypatch.setattr(runs, "plot_history", lambda path, *_: path.touch())
-    return lambda flags="": spacql_continuous.main([*SMALL, "--data-dir", str(data_dir), *flags.split()])
-
-
-@pytest.fixture(scope="module")
-def finished(data_dir, tmp_path_factory):
-    """A finished run of two seeds: its folder and its summary. Tests must leave it as it is."""
-    out = tmp_path_factory.mktemp("finished")
-    summary = spacql_continuous.main([*SMALL, "--data-dir", str(data_dir), "--out", str(out), "--num-seeds", "2"])
-    return out / f"{NAME}2", summary
-
-
-@pytest.fixture(scope="module")
-def whole(data_dir, tmp_path_factory):
-    """whole(flags): the checkpoint of a run of 8 rounds that nothing interrupted."""
-
-    @functools.cache
-    def train(flags=""):
-        flags = [*SMALL, *flags.split(), "--data-dir", str(data_dir), "--out", str(tmp_path_factory.mktemp("whole"))]
-        spacql_continuous.main([*flags, "--rounds", "8", "--name", "whole"])
-        return load(Path(flags[flags.index("--out") + 1]) / "whole")
-
-    return train
+        yield data_dir
 
 
 # ------------------------------------------------------------------------------------ what a run leaves behind
@@ -108,48 +69,20 @@ def whole(data_dir, tmp_path_factory):
     [("simple_spread", ""), ("simple_spread", "--penalty none --action-norm call"), ("HalfCheetah-2x3", CHEETAH)],
 )
 def test_stdout_is_one_line_of_json(env_id, more, data_dir, capfd):
-    flags = [*SMALL, *more.split(), "--data-dir", str(data_dir)]
-    summary = spacql_continuous.main([*flags, "--num-seeds", "2", "--seed", "7"])
-    said = capfd.readouterr()
-    (line,) = said.out.splitlines()
-    assert json.loads(line) == summary and list(summary) == KEYS
-    assert (summary["env_id"], summary["dataset"], summary["backup"]) == (env_id, "medium", "spacql")
-    assert summary["seeds"] == [7, 8] and len(summary["scores"]) == 2 and summary["device"] == "cpu"
-    assert len(summary["weights"]) == (2 if env_id in CHEETAH else 3)
-    assert "100%" in said.err and "mean score of the data" in said.err and "arning" not in said.err
+    summary = common.check_stdout(spacql_continuous, [*SMALL, *more.split(), "--data-dir", str(data_dir)], capfd)
+    assert summary["env_id"] == env_id and len(summary["weights"]) == (2 if env_id in CHEETAH else 3)
 
 
 def test_run_folder_holds_everything(finished):
-    folder, summary = finished
-    names = sorted(path.name for path in folder.iterdir())
-    assert names[:2] + names[3:] == ["args.json", "checkpoint.pt", "progress.png", "returns.npz"]
-    assert names[2].startswith("events.out.tfevents.")
-    args = json.loads((folder / "args.json").read_text())
-    assert list(args) == [field.name for field in fields(spacql_continuous.Args)]
-    assert (args["rounds"], args["num_seeds"], args["hidden"]) == (4, 2, 16)
+    unit = PUBLISHED_SCORES["simple_spread"]
+    args, kept = common.check_run_folder(spacql_continuous, finished, 8, HISTORY, unit)
     task = spacql_continuous.TASKS["simple_spread"]
     by_task = {name for name in args if name in task} - {"rounds", "hidden", "batch_size", "eval_every"}
     by_task -= {"eval_episodes", "final_episodes"}
     assert {name: args[name] for name in by_task} == {name: task[name] for name in by_task}, "defaults are recorded"
     assert {"gamma", "tau", "learning_rate"} < by_task
-    assert args["cql_alpha"] == spacql_continuous.CQL_ALPHA["simple_spread"]["medium"]
-
-    with np.load(folder / "returns.npz", allow_pickle=False) as file:
-        kept = dict(file)
-    assert sorted(kept) == sorted(["returns", "args", "summary", *(f"history_{name}" for name in HISTORY)])
-    assert json.loads(str(kept["args"])) == args and json.loads(str(kept["summary"])) == summary
-    assert kept["returns"].shape == (2, 8) and np.isfinite(kept["returns"]).all()
-    random_score, expert_score = PUBLISHED_SCORES["simple_spread"]
-    scores = 100 * (kept["returns"].astype(float).mean(1) - random_score) / (expert_score - random_score)
-    assert np.allclose(scores, summary["scores"], atol=0.006)  # printed with two decimals
-    assert kept["history_round"].tolist() == [2, 4]
-    assert kept["history_weights"].shape == kept["history_u"].shape == (2, 2, 3)
-    assert np.allclose(kept["history_weights"].sum(-1), 1, atol=1e-5)
-    assert all(np.isfinite(kept[f"history_{name}"]).all() for name in HISTORY)
     assert (kept["history_saturated"] >= 0).all() and (kept["history_saturated"] <= 1).all()
-    with Image.open(folder / "progress.png") as picture:
-        assert picture.width > 500 and len(picture.convert("L").getcolors(256)) > 10
-    assert [step for step, _ in points(folder, "train/saturated")] == [2, 4]
+    assert [step for step, _ in points(finished[0], "train/saturated")] == [2, 4]
 
 
 @pytest.mark.parametrize("env_id", ["simple_spread", "HalfCheetah-2x3"])
@@ -162,11 +95,7 @@ def test_all_networks_move_and_targets_follow(env_id, run):
         critic=spacql_continuous.init_networks(generators, 3, (state_dim + num * action_dim, 16, 16, 1)),
         actor=spacql_continuous.init_networks(generators, num, (obs_dim, 16, 16, action_dim)),
     )
-    for name, start in starts.items():
-        for online, slow, first in zip(saved[name], saved[f"target_{name}"], start, strict=True):
-            assert ((online - first).abs().amax((2, 3)) > 1e-4).all(), "every network of every seed"
-            assert ((slow - first).abs().amax((2, 3)) > 1e-6).all()
-            assert (slow - first).norm() < 0.1 * (online - first).norm(), "a step of tau = 0.01 in each of 4 rounds"
+    common.check_networks_move(saved, starts)
 
 
 def test_best_actor_scores_the_best_mean(finished):
@@ -192,24 +121,15 @@ def test_every_task_and_quality_runs(env_id, quality, run):
     assert (facts["random_score"], facts["expert_score"]) == expected
 
 
-WEIGHTS = {"icql-qs": ([1, 0, 0], 1), "joint": ([0, 0, 1], 3), "uniform": ([1 / 3] * 3, 2)}
-
-
 @pytest.mark.parametrize("actor_loss", spacql_continuous.CHOICES["actor_loss"])
 @pytest.mark.parametrize("penalty", spacql_continuous.CHOICES["penalty"])
 @pytest.mark.parametrize("backup", spacql_continuous.CHOICES["backup"])
 def test_every_backup_penalty_and_actor_loss_runs(backup, penalty, actor_loss, run):
     flags = f"--backup {backup} --penalty {penalty} --actor-loss {actor_loss}"
     summary = run(f"{flags} --num-critics 2 --rounds 2 --critic-updates 2 --final-episodes 2")
-    assert summary["backup"] == backup and np.isfinite(summary["scores"]).all()
+    common.check_weights(summary, backup)
     ending = "" if actor_loss == "spacql" else f"-{actor_loss}"
     assert os.listdir("runs") == [f"simple_spread__medium__{backup}-{penalty}-2critics{ending}__seed0x1"]
-    weights, k_eff = summary["weights"], summary["k_eff"]
-    if backup == "spacql":
-        assert min(weights) > 0 and sum(weights) == pytest.approx(1, abs=1e-3) and weights != [1 / 3] * 3
-        assert k_eff == pytest.approx(np.dot(weights, [1, 2, 3]), abs=1e-3) and 1 < k_eff < 3
-    else:
-        assert (weights, k_eff) == (pytest.approx(WEIGHTS[backup][0], abs=1e-4), pytest.approx(WEIGHTS[backup][1]))
 
 
 @pytest.mark.parametrize("flags", ["--penalty macql", "--penalty none --backup joint", "--action-norm call"])
@@ -218,18 +138,12 @@ def test_half_cheetah_runs_by_other_methods(flags, run):
 
 
 def test_every_flag_of_the_method_has_a_say(run):
-    """A flag that is read and then ignored would leave the same networks."""
     flags = ["", "--backup joint", "--backup icql-qs", "--backup uniform", "--penalty macql", "--penalty none"]
     flags += ["--cql-alpha 0.1", "--weight-temperature 9", "--gamma 0.5", "--max-grad-norm 0.01", "--penalty-agents 3"]
     flags += ["--critic-updates 2", "--learning-rate 0.1", "--tau 0.5", "--data-seed 1", "--actor-loss bc"]
     flags += ["--actor-loss td3bc", "--candidates 3", "--action-norm call", "--action-norm none"]
     flags += ["--actor-learning-rate 0.1", "--action-l2 9", "--output-l2 9", "--batch-size 31", "--hidden 15"]
-    ends = []
-    for i, extra in enumerate(flags):
-        run(f"--rounds 2 --critic-updates 3 --final-episodes 1 {extra} --name {i}")
-        saved = load(f"runs/{i}")
-        ends.append(torch.cat([p.flatten() for k in ("target_critic", "actor") for p in saved[k]]).numpy().tobytes())
-    assert len(set(ends)) == len(flags)
+    common.check_flags_matter(run, flags, "--critic-updates 3 --final-episodes 1")
 
 
 def test_critics_have_no_say_in_cloning(run):
@@ -296,16 +210,7 @@ def test_paper_size_runs(run):
 
 
 def test_every_setting_is_explained_in_help(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
-    with pytest.raises(SystemExit) as stop:
-        spacql_continuous.main(["--help"])
-    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert stop.value.code in (0, None) and "arXiv 2511.07629" in said
-    lines = inspect.getsource(spacql_continuous.Args).splitlines()
-    for field in fields(spacql_continuous.Args):
-        (place,) = (i for i, line in enumerate(lines) if line.startswith(f"    {field.name}: "))
-        text = lines[place + 1].strip().strip('"')
-        assert f"--{field.name.replace('_', '-')}" in said and len(text) > 5 and text[:40] in said, field.name
+    common.check_help(spacql_continuous, capsys, monkeypatch)
 
 
 # ------------------------------------------------------------------------------------ a round, network by network
@@ -513,26 +418,10 @@ def test_a_mistake_in_a_round_is_noticed(mistake, run, data_dir, monkeypatch):
 
 # ------------------------------------------------------------------------------------ seeds trained side by side
 
-# As in test_spacql.py: other sums of rounding errors, which Adam's first steps may pass on at full size.
-TOLERANCE = 2e-3
-
 
 @pytest.mark.parametrize("flags", ["", "--penalty macql --action-norm call", "--backup joint --penalty none", CHEETAH])
 def test_seeds_trained_together_are_seeds_trained_alone(flags, run):
-    together = run(f"{flags} --seed 3 --num-seeds 3 --name together")
-    stacked = load("runs/together")
-    for i in range(3):
-        alone = run(f"{flags} --seed {3 + i} --name alone{i}")
-        single = load(f"runs/alone{i}")
-        assert alone["scores"][0] == pytest.approx(together["scores"][i], abs=0.5)
-        assert torch.equal(single["generators"][0], stacked["generators"][i])
-        for name in runs.NETWORKS:
-            for a, b in zip(single[name], stacked[name], strict=True):
-                assert torch.allclose(a[0], b[i], rtol=0, atol=TOLERANCE), name
-        apart = max(
-            float((a[0] - b[(i + 1) % 3]).abs().max()) for a, b in zip(single["actor"], stacked["actor"], strict=True)
-        )
-        assert apart > 50 * TOLERANCE, "another seed is another run"
+    common.check_seeds_together(run, flags)
 
 
 # ------------------------------------------------------------------------------------------ interrupted and resumed
@@ -553,53 +442,17 @@ MOMENTS = {  # flags, and what dies, at which call, after its work; an evaluatio
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_run_resumes_bit_by_bit(moment, run, whole):
     flags, *death = MOMENTS[moment]
-    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Stop):
-        die_at(monkeypatch, *death)
-        run(f"{flags} --rounds 8")
-    torch.rand(5)  # global random numbers must not matter
-    summary = run(f"{flags} --rounds 8 --resume")
-    (folder,) = Path("runs").iterdir()
-    saved = whole(flags)
-    assert differences(load(folder), saved) == []
-    assert summary["best_mean"] == pytest.approx(np.max(saved["history"]["scores"], axis=0).mean(), abs=0.006)
-    assert [step for step, _ in points(folder, "train/scores")] == [2, 4, 6, 8], "no point is lost or shown twice"
+    common.check_resumed(run, flags, death, whole(flags))
 
 
 def test_killed_process_resumes_bit_by_bit(run, tmp_path, data_dir):
-    """SIGKILL once the first checkpoint is there; then twice as many rounds, in this process."""
-    run("--rounds 1 --name simulate")  # so that the data are there
-    flags = [*SMALL, "--data-dir", str(data_dir), "--out", str(tmp_path / "runs"), "--name", "killed"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(
-        [sys.executable, "spacql_continuous.py", *flags, "--rounds", "1000000"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline, folder = time.monotonic() + 60, tmp_path / "runs" / "killed"
-    while not (folder / "checkpoint.pt").exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert (process.communicate()[0], process.returncode) == (b"", -signal.SIGKILL)
-    rounds = load(folder)["round"] + 4
-    run(f"--name killed --resume --rounds {rounds}")
-    run(f"--name whole --rounds {rounds}")
-    assert differences(load(folder), load("runs/whole")) == []
+    common.check_killed(spacql_continuous, run, SMALL, data_dir, tmp_path)
 
 
 def test_resumed_run_keeps_its_settings_and_takes_new_ones(finished, data_dir):
-    """Only --checkpoint, --resume and what is new are given: the rest comes from the checkpoint."""
-    shutil.copytree(finished[0], "copy")
-    flags = "--resume --checkpoint copy --rounds 6 --learning-rate 0.5 --actor-learning-rate 0.25 --output-l2 0.5"
-    spacql_continuous.main(flags.split())
-    old, new = (json.loads(load(folder)["args"]) for folder in (finished[0], "copy"))
-    changed = {k for k in old if old[k] != new[k]}
-    assert changed == {"rounds", "learning_rate", "actor_learning_rate", "output_l2"}, "not how the run was resumed"
-    assert load("copy")["history"]["round"] == [2, 4, 6]
-    rates = {k: load("copy")[f"{k}_optimizer"]["param_groups"][0]["lr"] for k in ("critic", "actor")}
-    assert rates == {"critic": 0.5, "actor": 0.25}
+    new = dict(learning_rate=0.5, actor_learning_rate=0.25, output_l2=0.5)
+    rates = common.check_resumed_settings(spacql_continuous, finished, **new)
+    assert rates == {"critic": [0.5], "actor": [0.25]}
 
 
 # ------------------------------------------------------------------------------------------ evaluation and video
@@ -607,17 +460,7 @@ def test_resumed_run_keeps_its_settings_and_takes_new_ones(finished, data_dir):
 
 @pytest.mark.parametrize("given", ["file", "folder", "nothing"])
 def test_eval_only_repeats_the_scores_and_writes_nothing(given, finished, capfd, tmp_path):
-    folder, summary = finished
-    flags = dict(
-        file=["--checkpoint", str(folder / "checkpoint.pt")],
-        folder=["--checkpoint", str(folder)],
-        nothing=[*SMALL, "--out", str(folder.parent), "--num-seeds", "2"],
-    )[given]
-    before = tree(folder.parent)
-    again = spacql_continuous.main([*flags, "--eval-only", "--data-dir", str(tmp_path / "none")])
-    (line,) = capfd.readouterr().out.splitlines()
-    assert json.loads(line) == again and without(again) == without(summary)
-    assert tree(folder.parent) == before and tree(tmp_path) == []
+    common.check_eval_only(spacql_continuous, SMALL, given, finished, capfd, tmp_path)
 
 
 def test_eval_only_scores_half_cheetah(run):
@@ -640,9 +483,7 @@ def test_eval_only_scores_the_last_actor(finished):
 
 @pytest.mark.parametrize("env_id", ["simple_spread", "simple_world"])
 def test_video_is_a_film(env_id, run):
-    run(f"--env-id {env_id} --rounds 1 --name film --num-seeds 2 --video")
-    with Image.open("runs/film/greedy.gif") as film:
-        assert film.format == "GIF" and film.n_frames > 20 and min(film.size) > 100
+    common.check_video(run, env_id)
 
 
 # -------------------------------------------------------------------------------------------------- worlds
@@ -651,20 +492,12 @@ def test_video_is_a_film(env_id, run):
 def test_half_cheetahs_of_whole_episodes_in_a_process_of_its_own(tmp_path):
     """The script as it is started: HalfCheetah's 1000 steps, one line of JSON, and no process left behind."""
     flags = "--env-id HalfCheetah-2x3 --dataset random --dataset-size 1000 --rounds 1 --eval-episodes 1"
-    command = [
-        sys.executable,
-        str(ROOT / "spacql_continuous.py"),
-        *SMALL,
-        *flags.split(),
-        "--final-episodes",
-        "2",
-        "--eval-every",
-        "9",
-    ]
+    flags += " --final-episodes 2 --eval-every 9"
+    command = [sys.executable, str(common.ROOT / "spacql_continuous.py"), *SMALL, *flags.split()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert list(summary) == KEYS and abs(summary["score_mean"]) < 30, "near the score of random play"
+    assert list(summary) == common.KEYS and abs(summary["score_mean"]) < 30, "near the score of random play"
     saved = load(tmp_path / "runs" / "HalfCheetah-2x3__random__spacql-cfcql-3critics__seed0x1")
     assert (saved["facts"]["random_score"], saved["facts"]["expert_score"]) == PUBLISHED_SCORES["HalfCheetah-2x3"]
 
@@ -698,10 +531,7 @@ LEARN = (
 
 
 def test_training_raises_the_score(run):
-    before = run(f"{LEARN} --rounds 1 --learning-rate 1e-9 --name untrained")["score_mean"]
-    assert before < 15
-    after = run(LEARN)["score_mean"]
-    assert after > before + 25 and after > BAR, (before, after)
+    common.check_learning(run, LEARN, BAR)
 
 
 ACTOR_LOSS = spacql_continuous.actor_loss
@@ -848,7 +678,7 @@ def test_omar_folder_of_half_cheetah_is_trained_on(run, data_dir):
 
 # ----------------------------------------------------------------------------------------------------- bad input
 
-refused = functools.partial(common.refused, "spacql_continuous.py", spacql_continuous.main)
+refused = functools.partial(common.refused, spacql_continuous)
 ENVS = ", ".join(CONTINUOUS_ENV_IDS)
 BAD_FLAGS = {
     "--env-id simple_spraed": f"unknown env-id 'simple_spraed' (choose from {ENVS}); did you mean 'simple_spread'?",
@@ -901,17 +731,12 @@ BAD_FLAGS = {
 def test_bad_flags_are_refused(flags, tmp_path):
     Path("file").write_text("a regular file")
     Path("folder").mkdir()
-    before = tree(tmp_path)
-    assert BAD_FLAGS[flags] in refused([*SMALL, *flags.split()])
-    assert tree(tmp_path) == before
+    common.check_refused(spacql_continuous, [*SMALL, *flags.split()], BAD_FLAGS[flags], tmp_path)
 
 
 def test_script_ends_with_status_2_and_one_line_of_its_own_name(tmp_path):
-    command = [sys.executable, ROOT / "spacql_continuous.py", *SMALL, "--env-id", "simple_spraed"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    (line,) = done.stderr.splitlines()
-    assert (done.returncode, done.stdout) == (2, "")
-    assert line.startswith("spacql_continuous.py: error: unknown env-id 'simple_spraed'") and tree(tmp_path) == []
+    argv = [*SMALL, "--env-id", "simple_spraed"]
+    common.check_process_refused(spacql_continuous, argv, "unknown env-id 'simple_spraed'", tmp_path)
 
 
 def test_discrete_data_are_refused_with_the_script_to_use(tmp_path):
@@ -930,7 +755,7 @@ def test_checkpoints_of_the_sister_are_refused(flag, finished, data_dir):
     words = "cannot load checkpoint {} (damaged or foreign): "
     message = refused([flag, "--checkpoint", "discrete/run"])
     assert words.format("discrete/run/checkpoint.pt") in message and "entropy_coef" in message
-    message = common.refused("spacql.py", spacql.main, [flag, "--checkpoint", str(finished[0])])
+    message = common.refused(spacql, [flag, "--checkpoint", str(finished[0])])
     assert words.format(finished[0] / "checkpoint.pt") in message and tree(".") == before
 
 
@@ -948,9 +773,9 @@ MISFITS = {
 
 @pytest.mark.parametrize("flags", MISFITS)
 def test_checkpoint_that_does_not_fit_is_refused(flags, finished):
-    before = tree(finished[0].parent)
-    assert MISFITS[flags] in refused(["--checkpoint", str(finished[0]), *flags.split()])
-    assert tree(finished[0].parent) == before and tree(".") == []
+    argv = ["--checkpoint", str(finished[0]), *flags.split()]
+    common.check_refused(spacql_continuous, argv, MISFITS[flags], finished[0].parent)
+    assert tree(".") == []
 
 
 def test_divergence_is_told(run):
