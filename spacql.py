@@ -41,10 +41,10 @@ import torch
 from tqdm import tqdm
 
 from data import runs
-from data.behaviour import init_mlp
 from data.datasets import load_dataset, make_env, normalise
 from data.errors import InputError
 from data.files import run_script, say
+from data.stacked import cache_parts, clip_each, init_networks, per_seed
 from data.worlds import ENV_IDS, NUM_ACTIONS
 
 # Values by task. The paper_* ones and CQL_ALPHA, alpha in (5), are CFCQL's; the rest are ours (README, Results).
@@ -76,6 +76,8 @@ class Args:
     """conservative penalty: cfcql (per agent, others as logged), macql (joint actions), none"""
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
+    k_samples: int | None = None
+    """[m] sizes drawn per transition to estimate the target from, of the n that --backup uses; default all"""
     penalty_agents: int | None = None
     """[M] agents drawn per transition for the cfcql penalty, an estimate of its mean over agents; default 1"""
     cql_alpha: float | None = None
@@ -145,11 +147,11 @@ def partial_replacement(logged, policy, order, sizes):
     """Equation (1): a'^(k), the logged next joint action with k agents' actions replaced, for every k in sizes.
 
     logged [S, B, N] and policy [S, B, K, N] are action indices; order [S, B, K, N] holds i.i.d. uniform numbers, and
-    the k agents with the smallest ones are replaced, so every set of k agents is equally likely. sizes [K] are the k.
-    Returns [S, B, K, N].
+    the k agents with the smallest ones are replaced, so every set of k agents is equally likely. sizes are the k,
+    [K] or [S, B, K]. Returns [S, B, K, N].
     """
     rank = order.argsort(-1).argsort(-1)  # [S, B, K, N]: how many agents come before, exact for ties too
-    return torch.where(rank < sizes[:, None], policy, logged.unsqueeze(2))
+    return torch.where(rank < sizes.unsqueeze(-1), policy, logged.unsqueeze(2))
 
 
 def uncertainty(q_online):
@@ -195,14 +197,6 @@ def actor_loss(logits, q_candidates, entropy_coef):
 # -------------------------------------------------------------------------------- networks and actions
 
 
-def init_networks(generators, count, sizes):
-    """`count` networks per generator (seed), each initialised as nn.Linear layers are.
-
-    Returns [W, b, W, b, ...] with W [S, count, in, out] and b [S, count, 1, out].
-    """
-    return [torch.stack(p) for p in zip(*(init_mlp(count, sizes, g) for g in generators), strict=True)]
-
-
 def actor_logits(actor, obs):
     """Logits [S, B, N, A] of the stacked actors on observations [S, B, N, O]: each agent sees only its own."""
     w1, b1, w2, b2, w3, b3 = actor
@@ -217,12 +211,16 @@ def critic_values(critic, state, joint):
     state [S, B, D]; joint [S, B, R, N * A] zeros and ones. The first layer's state part is computed once for all R.
     """
     w1, b1, w2, b2, w3, b3 = (p.flatten(0, 1) for p in critic)  # [S * E, in, out]
-    (num_seeds, members), (batch, rows), dim = critic[0].shape[:2], joint.shape[1:3], state.shape[-1]
-    state, joint = (x.repeat_interleave(members, dim=0) for x in (state, joint.flatten(1, 2)))  # [S * E, ...]
-    from_state = torch.baddbmm(b1, state, w1[:, :dim]).unsqueeze(2)  # [S * E, B, 1, H]
-    x = (joint @ w1[:, dim:]).unflatten(1, (batch, rows)) + from_state
-    x = torch.baddbmm(b2, x.flatten(1, 2).relu_(), w2).relu_()  # [S * E, B * R, H]
-    return torch.baddbmm(b3, x, w3).view(num_seeds, members, batch, rows)
+    (num_seeds, members), rows, dim = critic[0].shape[:2], joint.shape[2], state.shape[-1]
+    values = []
+    for s, a in cache_parts(members * joint[..., 0].numel() * w2.shape[-1], state, joint):
+        s, a = (x.repeat_interleave(members, dim=0) for x in (s, a.flatten(1, 2)))  # [S * E, ...]
+        from_state = torch.baddbmm(b1, s, w1[:, :dim]).unsqueeze(2)  # [S * E, B, 1, H]
+        x = (a @ w1[:, dim:]).unflatten(1, (-1, rows)) + from_state
+        x = torch.baddbmm(b2, x.flatten(1, 2).relu_(), w2).relu_()  # [S * E, B * R, H]
+        q = (x * w3.mT).sum(-1) + b3.squeeze(-1)  # a matrix product with one column is slow
+        values.append(q.view(num_seeds, members, -1, rows))
+    return torch.cat(values, dim=2)
 
 
 def one_hot(actions):
@@ -255,16 +253,20 @@ def sample_actions(logits, uniform):
     return (uniform.unsqueeze(-1) >= steps.unsqueeze(2)).sum(-1)
 
 
-def clip_each(params, limit):
-    """Clip the gradient of every stacked network by itself: its norm runs over all axes but [S, E or N]."""
-    norm = sum(p.grad.square().sum((-2, -1), keepdim=True) for p in params).sqrt()
-    for p in params:
-        p.grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
-
-
 def backup_sizes(backup, num_agents):
     """The replacement sizes k that a backup uses: 1, n, or all of 1..n."""
     return {"icql-qs": [1], "joint": [num_agents]}.get(backup, list(range(1, num_agents + 1)))
+
+
+def draw_sizes(sizes, count, batch, generators):
+    """`count` of the sizes [K] for each transition, [S, B, count], evenly spaced from a random start; or all, [K].
+    Each has the same chance: with equal weights the target (4) over those drawn is unbiased. Weights by uncertainty are
+    normalised over those drawn, hence biased, less so for more."""
+    if count == len(sizes):
+        return sizes
+    start = per_seed(torch.rand, generators, (batch, 1))  # [S, B, 1]
+    place = (torch.arange(count, device=sizes.device) + start) * len(sizes) / count
+    return sizes[place.long().clamp(max=len(sizes) - 1)]  # rounding may reach K
 
 
 def backup_weights(backup, q_online, temperature):
@@ -291,16 +293,11 @@ def to_device(dataset, device):
 
 
 def sample_transitions(data, index):
-    """Rows (s, a, r, s', a') of the transitions `index` [S, B]; an episode has horizon - 1 of them, see the top."""
+    """Rows (s, a, r, s', a') of the transitions `index` [S, ...]; an episode has horizon - 1 of them, see the top."""
     horizon, state, actions = data["horizon"], data["state"], data["actions"]
     episode, step = index // (horizon - 1), index % (horizon - 1)
     row, action_row = episode * (horizon + 1) + step, episode * horizon + step
     return state[row], actions[action_row], data["rewards"][action_row], state[row + 1], actions[action_row + 1]
-
-
-def per_seed(draw, generators, *args):
-    """Random tensors stacked over seeds, each from its own generator, so that seeds do not notice each other."""
-    return torch.stack([draw(*args, generator=g, device=g.device) for g in generators])
 
 
 def greedy_actions(actor, obs, scale):
@@ -397,6 +394,7 @@ def train(args, folder, saved, device):
 
     env = make_env(args.env_id, args.num_seeds * args.eval_episodes, num, device)
     sizes = torch.tensor(backup_sizes(args.backup, num), device=device)  # [K]
+    num_sizes = min(args.k_samples or len(sizes), len(sizes))  # K in the loop
     everyone = torch.arange(num, device=device).expand(args.num_seeds, args.batch_size, -1)  # [S, B, N]
     probe = [torch.Generator(device).manual_seed(args.eval_seed)]  # transitions to diagnose, the same for all seeds
     probe_index = per_seed(torch.randint, probe, num_transitions, (1024,)).expand(args.num_seeds, -1)
@@ -407,14 +405,16 @@ def train(args, folder, saved, device):
         # ---- sample: this round's transitions and random numbers
         shape = (args.critic_updates, args.batch_size)  # [U, B]
         index = per_seed(torch.randint, generators, num_transitions, shape)  # [S, U, B]
-        noise = per_seed(torch.rand, generators, (*shape, len(sizes) + 1, num, 2))  # [S, U, B, K + 1, N, 2]
+        noise = per_seed(torch.rand, generators, (*shape, num_sizes + 1, num, 2))  # [S, U, B, K + 1, N, 2]
+        batches = sample_transitions(data, index)  # [S, U, B, ...] each
         for update in range(args.critic_updates):
-            state, actions, rewards, next_state, next_actions = sample_transitions(data, index[:, update])
+            state, actions, rewards, next_state, next_actions = (x[:, update] for x in batches)
             # ---- target: equations (1) to (4)
             with torch.no_grad():
                 next_logits = actor_logits(target_actor, next_state.unflatten(-1, (num, -1)))
                 policy = sample_actions(next_logits, noise[:, update, :, 1:, :, 0])
-                joint = one_hot(partial_replacement(next_actions, policy, noise[:, update, :, 1:, :, 1], sizes))
+                used = draw_sizes(sizes, num_sizes, args.batch_size, generators)
+                joint = one_hot(partial_replacement(next_actions, policy, noise[:, update, :, 1:, :, 1], used))
                 q_target = critic_values(target_critic, next_state, joint)  # [S, E, B, K]
                 q_online = critic_values(critic, next_state, joint) if args.backup == "spacql" else q_target
                 weights = backup_weights(args.backup, q_online, args.weight_temperature)

@@ -37,10 +37,11 @@ import torch
 from tqdm import tqdm
 
 from data import runs
-from data.behaviour import CONTINUOUS_ENV_IDS, init_mlp
+from data.behaviour import CONTINUOUS_ENV_IDS
 from data.datasets import find_prey, load_dataset, make_env, normalise
 from data.errors import InputError
 from data.files import run_script, say
+from data.stacked import cache_parts, clip_each, init_networks, per_seed
 
 # Values by task. CFCQL's: gamma, tau, hidden, the paper_* ones, CQL_ALPHA (alpha in (5)); ours: the rest (README).
 PARTICLES = dict(gamma=0.95, tau=0.01, hidden=64, batch_size=256, output_l2=0.1, action_norm="none")
@@ -84,6 +85,8 @@ class Args:
     """spacql (equation 6), bc (behaviour cloning; the critics have no say), td3bc (both)"""
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
+    k_samples: int | None = None
+    """[m] sizes drawn per transition to estimate the target from, of the n that --backup uses; default all"""
     penalty_agents: int | None = None
     """[M] agents drawn per transition for the cfcql penalty, an estimate of its mean over agents; default 1"""
     cql_alpha: float | None = None
@@ -161,11 +164,11 @@ def partial_replacement(logged, policy, order, sizes):
     """Equation (1): a'^(k), the logged next joint action with k agents' actions replaced, for every k in sizes.
 
     logged [S, B, N, A] and policy [S, B, K, N, A] are actions; order [S, B, K, N] holds i.i.d. uniform numbers, and
-    the k agents with the smallest ones are replaced, so every set of k agents is equally likely. sizes [K] are the k.
-    Returns [S, B, K, N, A].
+    the k agents with the smallest ones are replaced, so every set of k agents is equally likely. sizes are the k,
+    [K] or [S, B, K]. Returns [S, B, K, N, A].
     """
     rank = order.argsort(-1).argsort(-1)  # [S, B, K, N]: how many agents come before, exact for ties too
-    return torch.where((rank < sizes[:, None]).unsqueeze(-1), policy, logged.unsqueeze(2))
+    return torch.where((rank < sizes.unsqueeze(-1)).unsqueeze(-1), policy, logged.unsqueeze(2))
 
 
 def uncertainty(q_online):
@@ -215,14 +218,6 @@ def actor_loss(kind, outputs, q_policy, logged, action_l2, output_l2):
 # -------------------------------------------------------------------------------- networks and actions
 
 
-def init_networks(generators, count, sizes):
-    """`count` networks per generator (seed), each initialised as nn.Linear layers are.
-
-    Returns [W, b, W, b, ...] with W [S, count, in, out] and b [S, count, 1, out].
-    """
-    return [torch.stack(p) for p in zip(*(init_mlp(count, sizes, g) for g in generators), strict=True)]
-
-
 def actor_outputs(actor, obs):
     """Outputs [S, B, N, A] of the stacked actors on their own observations [S, B, N, O]; their tanh is the action."""
     w1, b1, w2, b2, w3, b3 = actor
@@ -237,12 +232,16 @@ def critic_values(critic, state, joint):
     state [S, B, D]; joint [S, B, R, N * A]. The first layer's state part is computed once for all R.
     """
     w1, b1, w2, b2, w3, b3 = (p.flatten(0, 1) for p in critic)  # [S * E, in, out]
-    (num_seeds, members), (batch, rows), dim = critic[0].shape[:2], joint.shape[1:3], state.shape[-1]
-    state, joint = (x.repeat_interleave(members, dim=0) for x in (state, joint.flatten(1, 2)))  # [S * E, ...]
-    from_state = torch.baddbmm(b1, state, w1[:, :dim]).unsqueeze(2)  # [S * E, B, 1, H]
-    x = (joint @ w1[:, dim:]).unflatten(1, (batch, rows)) + from_state
-    x = torch.baddbmm(b2, x.flatten(1, 2).relu_(), w2).relu_()  # [S * E, B * R, H]
-    return torch.baddbmm(b3, x, w3).view(num_seeds, members, batch, rows)
+    (num_seeds, members), rows, dim = critic[0].shape[:2], joint.shape[2], state.shape[-1]
+    values = []
+    for s, a in cache_parts(members * joint[..., 0].numel() * w2.shape[-1], state, joint):
+        s, a = (x.repeat_interleave(members, dim=0) for x in (s, a.flatten(1, 2)))  # [S * E, ...]
+        from_state = torch.baddbmm(b1, s, w1[:, :dim]).unsqueeze(2)  # [S * E, B, 1, H]
+        x = (a @ w1[:, dim:]).unflatten(1, (-1, rows)) + from_state
+        x = torch.baddbmm(b2, x.flatten(1, 2).relu_(), w2).relu_()  # [S * E, B * R, H]
+        q = (x * w3.mT).sum(-1) + b3.squeeze(-1)  # a matrix product with one column is slow
+        values.append(q.view(num_seeds, members, -1, rows))
+    return torch.cat(values, dim=2)
 
 
 def batch_norm(joint, kind="call"):
@@ -286,16 +285,20 @@ def candidates(penalty, actions, agents, proposals, log_density):
     return counterfactuals(actions, agents, proposals), log_density
 
 
-def clip_each(params, limit):
-    """Clip the gradient of every stacked network by itself: its norm runs over all axes but [S, E or N]."""
-    norm = sum(p.grad.square().sum((-2, -1), keepdim=True) for p in params).sqrt()
-    for p in params:
-        p.grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
-
-
 def backup_sizes(backup, num_agents):
     """The replacement sizes k that a backup uses: 1, n, or all of 1..n."""
     return {"icql-qs": [1], "joint": [num_agents]}.get(backup, list(range(1, num_agents + 1)))
+
+
+def draw_sizes(sizes, count, batch, generators):
+    """`count` of the sizes [K] for each transition, [S, B, count], evenly spaced from a random start; or all, [K].
+    Each has the same chance: with equal weights the target (4) over those drawn is unbiased. Weights by uncertainty are
+    normalised over those drawn, hence biased, less so for more."""
+    if count == len(sizes):
+        return sizes
+    start = per_seed(torch.rand, generators, (batch, 1))  # [S, B, 1]
+    place = (torch.arange(count, device=sizes.device) + start) * len(sizes) / count
+    return sizes[place.long().clamp(max=len(sizes) - 1)]  # rounding may reach K
 
 
 def backup_weights(backup, q_online, temperature):
@@ -331,17 +334,12 @@ def standardise(x):
 
 
 def sample_transitions(data, index):
-    """Rows (s, o, a, r, s', o', a') of the transitions `index` [S, B]; the last step of an episode is none."""
+    """Rows (s, o, a, r, s', o', a') of the transitions `index` [S, ...]; the last step of an episode is none."""
     horizon, state, obs, actions = (data[name] for name in ("horizon", "state", "obs", "actions"))
     episode, step = index // (horizon - 1), index % (horizon - 1)
     row, action_row = episode * (horizon + 1) + step, episode * horizon + step
     now, later = (state[row], obs[row], actions[action_row]), (state[row + 1], obs[row + 1], actions[action_row + 1])
     return *now, data["rewards"][action_row], *later
-
-
-def per_seed(draw, generators, *args):
-    """Random tensors stacked over seeds, each from its own generator, so that seeds do not notice each other."""
-    return torch.stack([draw(*args, generator=g, device=g.device) for g in generators])
 
 
 def policy_actions(actor, obs, scale):
@@ -441,6 +439,7 @@ def train(args, folder, saved, device, make_worlds):
     near_policies = args.env_id == "HalfCheetah-2x3"  # CFCQL draws candidates around them there only
     norm = partial(batch_norm, kind=args.action_norm)
     sizes = torch.tensor(backup_sizes(args.backup, num), device=device)  # [K]
+    num_sizes = min(args.k_samples or len(sizes), len(sizes))  # K in the loop
     everyone = torch.arange(num, device=device).expand(args.num_seeds, args.batch_size, -1)  # [S, B, N]
     probe = [torch.Generator(device).manual_seed(args.eval_seed)]  # transitions to diagnose, the same for all seeds
     probe_index = per_seed(torch.randint, probe, num_transitions, (1024,)).expand(args.num_seeds, -1)
@@ -451,15 +450,16 @@ def train(args, folder, saved, device, make_worlds):
         # ---- sample: this round's transitions and random numbers
         shape = (args.critic_updates, args.batch_size)  # [U, B]
         index = per_seed(torch.randint, generators, num_transitions, shape)  # [S, U, B]
-        order = per_seed(torch.rand, generators, (*shape, len(sizes) + 1, num))  # [S, U, B, K + 1, N]
-        jitter = TARGET_NOISE * per_seed(torch.randn, generators, (*shape, len(sizes), num, action_dim))
+        order = per_seed(torch.rand, generators, (*shape, num_sizes + 1, num))  # [S, U, B, K + 1, N]
+        jitter = TARGET_NOISE * per_seed(torch.randn, generators, (*shape, num_sizes, num, action_dim))
+        batches = sample_transitions(data, index)  # [S, U, B, ...] each
         for update in range(args.critic_updates):
-            row = sample_transitions(data, index[:, update])
-            state, obs, actions, rewards, next_state, next_obs, next_actions = row
+            state, obs, actions, rewards, next_state, next_obs, next_actions = (x[:, update] for x in batches)
             # ---- target: equations (1) to (4)
             with torch.no_grad():
                 policy = (actor_outputs(target_actor, next_obs).tanh().unsqueeze(2) + jitter[:, update]).clamp(-1, 1)
-                joint = partial_replacement(next_actions, policy, order[:, update, :, 1:], sizes)
+                used = draw_sizes(sizes, num_sizes, args.batch_size, generators)
+                joint = partial_replacement(next_actions, policy, order[:, update, :, 1:], used)
                 joint = norm(joint.flatten(-2).unsqueeze(3))  # [S, B, K, N * A]
                 q_target = critic_values(target_critic, next_state, joint)  # [S, E, B, K]
                 q_online = critic_values(critic, next_state, joint) if args.backup == "spacql" else q_target
@@ -472,9 +472,8 @@ def train(args, folder, saved, device, make_worlds):
                 others, log_density = candidates(args.penalty, actions, agents, *proposals)
 
             # ---- critics: equation (5); row 0 is the data, the other M * C are the penalty's candidates
-            q = critic_values(
-                critic, state, torch.cat([norm(actions.flatten(-2)[:, :, None, None]), norm(others)], dim=2)
-            )
+            rows = [norm(actions.flatten(-2)[:, :, None, None]), norm(others)]
+            q = critic_values(critic, state, torch.cat(rows, dim=2))  # [S, E, B, 1 + M * C]
             q_data, q_candidates = q[..., 0], q[..., 1:].unflatten(-1, log_density.shape[2:])
             penalty = 0.0 if args.penalty == "none" else cql_penalty(q_candidates, log_density, q_data)
             loss = critic_loss(q_data, target, penalty, args.cql_alpha)  # [S, E]

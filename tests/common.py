@@ -28,6 +28,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import data.runs as runs
+import data.stacked as stacked
 import spacql
 from data.errors import InputError
 from data.files import run_script
@@ -39,6 +40,7 @@ ROOT = Path(__file__).parent.parent
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=25)
 SEEDS, SMALL = st.integers(0, 10**6), st.integers(1, 3)
 SIGMAS = 5  # tolerance of every statistical comparison; all of them have fixed seeds
+PARTS = st.sampled_from([1, 50, 10**9])  # one transition in each part of a batch, some, all
 
 
 def mistakes_in(table):
@@ -60,6 +62,14 @@ def generator(seed):
 def normal(seed, *shape):
     """Standard normal numbers in double precision."""
     return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+
+
+@contextlib.contextmanager
+def in_parts_of(numbers):
+    """Critics go through a batch in parts for each of which a layer puts out this many numbers."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(stacked, "PART_NUMBERS", numbers)
+        yield
 
 
 def close(actual, expected, tolerance=1e-10):
@@ -284,6 +294,29 @@ def check_flags_matter(run, flags, more=""):
         saved = load(f"runs/{i}")
         ends.append(torch.cat([p.flatten() for k in ("target_critic", "actor") for p in saved[k]]).numpy().tobytes())
     assert len(set(ends)) == len(flags)
+
+
+def check_all_sizes_drawn(run, backup, counts):
+    """As many --k-samples as the backup has sizes, or more, are the default, bit by bit."""
+    run(f"--backup {backup} --rounds 2 --name default")
+    for count in counts:
+        run(f"--backup {backup} --rounds 2 --k-samples {count} --name {count}")
+        assert differences(load("runs/default"), load(f"runs/{count}")) == []
+
+
+def check_sizes_of_a_run(run, script, num_updates):
+    """With --k-samples 2 every update, seed and transition has two of the three sizes of its own, all three equally
+    often; what is told of the weights is still told of all sizes."""
+    replace, given = script.partial_replacement, []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        spy = lambda logged, policy, order, sizes: given.append(sizes) or replace(logged, policy, order, sizes)  # noqa: E731
+        monkeypatch.setattr(script, "partial_replacement", spy)
+        check_weights(run("--k-samples 2 --num-seeds 2"), "spacql")
+    assert {sizes.tolist() == [1, 2, 3] for sizes in given if sizes.ndim == 1} == {True}, "the diagnosis has all"
+    drawn = torch.cat([sizes for sizes in given if sizes.ndim > 1])  # [updates * S, B, 2]
+    assert drawn.shape == (2 * num_updates, 32, 2) and len(drawn.unique(dim=0)) == len(drawn)
+    assert (drawn[..., 0] < drawn[..., 1]).all()
+    evenly(drawn.flatten().unique(return_counts=True)[1], drawn.numel(), 3)
 
 
 def check_help(script, capsys, monkeypatch):

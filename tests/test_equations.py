@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from common import (
+    PARTS,
     SEEDS,
     SIGMAS,
     SMALL,
@@ -21,6 +22,7 @@ from common import (
     double_networks,
     evenly,
     generator,
+    in_parts_of,
     indices,
     mistakes_in,
     normal,
@@ -32,6 +34,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import data.stacked as stacked
 import spacql
 from data.worlds import NUM_ACTIONS
 
@@ -57,15 +60,19 @@ def replacement_inputs(seed, num_seeds, batch, sizes, num):
 
 
 def check_replaces_exactly_k(replace, sizes, num, seed):
-    """For each k in sizes, the k agents first in order play their policy's action and the others the logged one."""
+    """For each k in sizes, be they the same for all transitions or each one's own, the k agents first in order play
+    their policy's action and the others the logged one."""
     logged, policy, order, ks = replacement_inputs(seed, 2, 4, sizes, num)
-    mixed = replace(logged, policy, order, ks)
-    assert mixed.shape == policy.shape
-    for s, b, j in indices(2, 4, len(sizes)):
-        first = sorted(range(num), key=lambda i, row=order[s, b, j]: float(row[i]))[: sizes[j]]
-        expected = [int(policy[s, b, j, i] if i in first else logged[s, b, i]) for i in range(num)]
-        assert mixed[s, b, j].tolist() == expected
-        assert sum(a >= 10 for a in expected) == sizes[j]
+    own = ks[torch.randint(len(sizes), (2, 4, len(sizes)), generator=generator(seed))]
+    for chosen in (ks, own):
+        mixed = replace(logged, policy, order, chosen)
+        assert mixed.shape == policy.shape
+        for s, b, j in indices(2, 4, len(sizes)):
+            k = int(chosen.expand(2, 4, -1)[s, b, j])
+            first = sorted(range(num), key=lambda i, row=order[s, b, j]: float(row[i]))[:k]
+            expected = [int(policy[s, b, j, i] if i in first else logged[s, b, i]) for i in range(num)]
+            assert mixed[s, b, j].tolist() == expected
+            assert sum(a >= 10 for a in expected) == k
 
 
 def check_every_set_equally_often(replace, num=4, batch=6000):
@@ -93,7 +100,20 @@ def each_with_chance(logged, policy, order, sizes):
     return torch.where(order < sizes[:, None] / logged.shape[-1], policy, logged.unsqueeze(2))
 
 
+def own_sizes(change):
+    """A mistake: sizes [S, B, K], each transition's own, are changed; sizes [K] are not."""
+    return lambda logged, policy, order, k: spacql.partial_replacement(
+        logged, policy, order, change(k) if k.ndim > 1 else k
+    )
+
+
 MISTAKES["replaces exactly k"] = {
+    "another transition's own sizes": own_sizes(lambda k: k.roll(1, 1)),
+    "another seed's own sizes": own_sizes(lambda k: k.roll(1, 0)),
+    "own sizes in order": own_sizes(lambda k: k.sort(-1).values),
+    "own sizes by agent": lambda logged, policy, order, k: torch.where(
+        order.argsort(-1).argsort(-1) < k.unsqueeze(-2 if k.ndim > 1 else -1), policy, logged.unsqueeze(2)
+    ),
     "k + 1 agents": lambda logged, policy, order, k: spacql.partial_replacement(logged, policy, order, k + 1),
     "k - 1 agents": lambda logged, policy, order, k: spacql.partial_replacement(logged, policy, order, k - 1),
     "n - k agents": lambda logged, policy, order, k: spacql.partial_replacement(
@@ -135,7 +155,7 @@ def test_every_set_of_agents_is_equally_likely_and_independent_across_k():
 
 @mistakes("replaces exactly k")
 def test_a_wrong_number_of_agents_is_noticed(wrong):
-    rejects(check_replaces_exactly_k, wrong, [1, 2, 3], 4, 0)
+    rejects(check_replaces_exactly_k, wrong, [1, 2, 3, 4], 4, 0)
 
 
 @mistakes("every set equally often")
@@ -301,6 +321,205 @@ def test_target_mixes_the_smallest_member_of_each_size(seed, shape, gamma):
 @mistakes("target")
 def test_a_wrong_target_is_noticed(wrong):
     rejects(check_target, wrong, 0, (2, 3, 2, 3), 0.9)
+
+
+# ----------------------------------------------------------------------- (4) over some of the sizes only
+
+
+def check_drawn_sizes(draw, sizes, count, batch=2000):
+    """Each transition has `count` different ones of the sizes, rising and evenly spaced; each size comes up with the
+    same chance; a seed's are those that it draws alone, and other ones each time."""
+    generators, sizes = [generator(0), generator(1)], torch.tensor(sizes)
+    drawn = draw(sizes, count, batch, generators)
+    assert drawn.shape == (2, batch, count)
+    place = (drawn.unsqueeze(-1) == sizes).long().argmax(-1)  # in the list of sizes
+    assert torch.equal(sizes[place], drawn)
+    gap = place.diff(dim=-1)
+    assert (gap >= len(sizes) // count).all() and (gap <= math.ceil(len(sizes) / count)).all()
+    chance, total = count / len(sizes), 2 * batch
+    spread = SIGMAS * math.sqrt(total * chance * (1 - chance))
+    assert all(abs(int((drawn == k).sum()) - total * chance) <= spread for k in sizes)
+    assert torch.equal(draw(sizes, count, batch, [generator(1)])[0], drawn[1]) and not torch.equal(*drawn)
+    assert not torch.equal(draw(sizes, count, batch, generators), drawn), "the generators have moved on"
+
+
+def check_all_sizes(draw, sizes):
+    """All sizes are the list as it is, and nothing is drawn for that."""
+    g, sizes = generator(0), torch.tensor(sizes)
+    before = g.get_state()
+    assert draw(sizes, len(sizes), 5, [g]) is sizes
+    assert torch.equal(g.get_state(), before)
+
+
+def check_last_start(draw, most=30):
+    """The largest number below 1 that can be drawn, which rounds to 1 when added to: the sizes are in order still."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(spacql, "per_seed", lambda *_: torch.full((1, 1, 1), 1 - 2.0**-24))
+        for num in range(2, most + 1):
+            for count in range(1, num):
+                drawn = draw(torch.arange(1, num + 1), count, 1, [])[0, 0]
+                assert (drawn.diff() > 0).all() and drawn[-1] == num
+
+
+def average_targets(draw, backup, q, online, count):
+    """The target (4) with `count` sizes, averaged over evenly spaced starts, for transitions [S] without a reward; q
+    and online [S, E, K] are the target networks' and the online networks' Q at all sizes."""
+    num_sizes, members = q.shape[-1], q.shape[1]
+    starts = (torch.arange(20 * num_sizes) + 0.5) / (20 * num_sizes)  # none where the choice of sizes changes
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(spacql, "per_seed", lambda *_: starts.view(1, -1, 1))
+        used = draw(torch.arange(num_sizes), count, len(starts), [])  # the "sizes" are places in q
+    used = used.expand(len(q), members, len(starts), -1)
+    q, online = (x.unsqueeze(2).expand(-1, -1, len(starts), -1).gather(-1, used) for x in (q, online))
+    weights = spacql.backup_weights(backup, online, 1.0)
+    return spacql.spacql_target(torch.zeros(len(q), len(starts)), q, weights, 0.9).mean(-1)
+
+
+def biases(draw, backup, seed, shape):
+    """The average target minus the one over all sizes, [m = 1..K, S], for random Q of this shape [S, E, K]."""
+    q, online = normal(seed, *shape), normal(seed + 1, *shape)
+    whole = average_targets(spacql.draw_sizes, backup, q, online, shape[-1])
+    return torch.stack([average_targets(draw, backup, q, online, m) - whole for m in range(1, shape[-1] + 1)])
+
+
+def check_unbiased(draw, seed, members, num_sizes):
+    """With equal weights the average target is the one over all sizes, whatever Q and however many sizes."""
+    away = biases(draw, "uniform", seed, (4, members, num_sizes))
+    close(away, torch.zeros_like(away))
+
+
+def check_bias_of_weights(draw, backup="spacql"):
+    """With weights by uncertainty it is not in general, but the more sizes, the nearer it is in the mean over cases."""
+    for num_sizes in (3, 6):
+        away = biases(draw, backup, num_sizes, (500, 4, num_sizes)).abs().mean(1).tolist()
+        assert away[0] > 0.05 and away[-1] < 1e-10
+        assert away == sorted(away, reverse=True) and away[-2] < away[0] / 2
+
+
+def drawing(place):
+    """A mistake: the sizes are at place(start, i, m, n) of the list, for start [S, B, 1], i = 0..m - 1, m of n."""
+
+    def draw(sizes, count, batch, generators):
+        if count == len(sizes):
+            return sizes
+        start = spacql.per_seed(torch.rand, generators, (batch, 1))
+        return sizes[place(start, torch.arange(count), count, len(sizes)).long().clamp(0, len(sizes) - 1)]
+
+    return draw
+
+
+def with_replacement(sizes, count, batch, generators):
+    """A mistake: a size may come up twice."""
+    return sizes[spacql.per_seed(torch.randint, generators, len(sizes), (batch, count)).sort(-1).values]
+
+
+def any_set(sizes, count, batch, generators):
+    """A mistake: all sets of sizes are equally likely, so they are not evenly spaced."""
+    order = spacql.per_seed(torch.rand, generators, (batch, len(sizes))).argsort(-1)
+    return sizes[order[..., :count].sort(-1).values]
+
+
+MISTAKES["biased sizes"] = {
+    "the first sizes": drawing(lambda start, i, m, n: 0 * start + i),
+    "start always 0": drawing(lambda start, i, m, n: (0 * start + i) * n / m),
+    "to the nearest": drawing(lambda start, i, m, n: ((start + i) * n / m).round()),
+    "start up to a half": drawing(lambda start, i, m, n: (start / 2 + i) * n / m),
+    "start not stretched": drawing(lambda start, i, m, n: start + i * n / m),
+}
+MISTAKES["bias of weights"] = {
+    "one size, m times": drawing(lambda start, i, m, n: 0 * i + start * n),
+    "never all": lambda sizes, count, *rest: spacql.draw_sizes(sizes, min(count, len(sizes) - 1), *rest),
+    "always all": lambda sizes, count, *rest: sizes,
+}
+MISTAKES["drawn sizes"] = {
+    **MISTAKES["biased sizes"],
+    "with replacement": with_replacement,
+    "any set": any_set,
+    "neighbours": drawing(lambda start, i, m, n: ((start * n).long() + i) % n),
+    "falling": drawing(lambda start, i, m, n: (start + m - 1 - i) * n / m),
+    "one start for all transitions": drawing(lambda start, i, m, n: (start[:, :1].expand_as(start) + i) * n / m),
+    "the first seed's start": drawing(lambda start, i, m, n: (start[:1].expand_as(start) + i) * n / m),
+    "seeds swapped": drawing(lambda start, i, m, n: (start.flip(0) + i) * n / m),
+    "places for sizes": lambda sizes, *args: spacql.draw_sizes(torch.arange(len(sizes)), *args),
+    "the same each time": lambda sizes, count, batch, g: spacql.draw_sizes(
+        sizes, count, batch, [generator(each.initial_seed()) for each in g]
+    ),
+}
+MISTAKES["all sizes"] = {
+    "for each transition": lambda sizes, count, batch, g: sizes.expand(len(g), batch, -1),
+    "drawn all the same": lambda sizes, count, batch, g: (spacql.per_seed(torch.rand, g, (batch, 1)), sizes)[1],
+}
+MISTAKES["last start"] = {
+    "round to the first": drawing(lambda start, i, m, n: ((start + i) * n / m).long() % n),
+    "never the last": drawing(lambda start, i, m, n: ((start + i) * n / m).clamp(max=n - 2)),
+    "never below": drawing(lambda start, i, m, n: ((start + i) * n / m).ceil()),
+}
+
+
+@pytest.mark.parametrize("num", range(1, 11))
+def test_every_size_is_drawn_with_the_same_chance(num):
+    others = [2, 3, 5, 7, 11, 13, 17, 19, 23, 29][-num:]
+    for sizes in (list(range(1, num + 1)), others):
+        for count in range(1, num):
+            check_drawn_sizes(spacql.draw_sizes, sizes, count)
+        check_all_sizes(spacql.draw_sizes, sizes)
+
+
+def test_one_size_is_all_sizes():
+    check_all_sizes(spacql.draw_sizes, [3])
+
+
+def test_a_start_that_rounds_to_1_leaves_the_sizes_in_order():
+    check_last_start(spacql.draw_sizes)
+
+
+@repeatable
+@given(SEEDS, SMALL, st.integers(1, 10))
+def test_target_over_drawn_sizes_is_unbiased_with_equal_weights(seed, members, num_sizes):
+    check_unbiased(spacql.draw_sizes, seed, members, num_sizes)
+
+
+def test_target_over_drawn_sizes_is_biased_with_weights_by_uncertainty():
+    check_bias_of_weights(spacql.draw_sizes)
+
+
+def test_a_certain_size_is_worth_more_than_its_share_of_draws():
+    """By hand: Q is 0 at k = 1, where the members agree, and 1 at k = 2, where they do not. Over both sizes all the
+    weight is on k = 1; of one size drawn it is on that one, on k = 2 half of the time."""
+    q = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]], dtype=torch.float64)
+    online = torch.tensor([[[0.0, 1.0], [0.0, 3.0]]], dtype=torch.float64)
+    for backup, one, both in (("spacql", 0.45, 0.0), ("uniform", 0.45, 0.45)):
+        averages = [average_targets(spacql.draw_sizes, backup, q, online, count) for count in (1, 2)]
+        close(torch.cat(averages), [one, both], 1e-6)
+
+
+@mistakes("drawn sizes")
+def test_wrongly_drawn_sizes_are_noticed(wrong):
+    rejects(check_drawn_sizes, wrong, [1, 2, 3, 4, 5], 2)
+
+
+@mistakes("all sizes")
+def test_sizes_drawn_for_nothing_are_noticed(wrong):
+    rejects(check_all_sizes, wrong, [1, 2, 3])
+
+
+@mistakes("last start")
+def test_sizes_out_of_order_are_noticed(wrong):
+    rejects(check_last_start, wrong)
+
+
+@mistakes("biased sizes")
+def test_a_biased_draw_of_sizes_is_noticed(wrong):
+    rejects(check_unbiased, wrong, 0, 2, 5)
+
+
+@mistakes("bias of weights")
+def test_a_bias_that_does_not_fall_is_noticed(wrong):
+    rejects(check_bias_of_weights, wrong)
+
+
+def test_weights_without_a_bias_are_noticed():
+    rejects(check_bias_of_weights, spacql.draw_sizes, "uniform")
 
 
 # ------------------------------------------------------------------ the operator on a tabular Dec-MDP
@@ -813,6 +1032,39 @@ def check_critics(values, seed, num_seeds, members, batch, rows):
         compare_gradients(critic, s, e, network)
 
 
+def check_cut(cut, num_seeds=2):
+    """Tensors are cut at the same places of their second axis into as many parts as `numbers` has PART_NUMBERS, at most
+    one each; sizes differ by one at most, and parts joined are the tensors."""
+    for numbers, batch, most in itertools.product((1, 6, 7, 13, 100, 10**10), (1, 2, 5, 8), (1, 3, 6, 50)):
+        tensors = [normal(i, num_seeds, batch, *more) for i, more in enumerate(((), (3,), (2, 2)))]
+        with in_parts_of(most):
+            parts = list(cut(numbers, *tensors))
+        count = 0
+        while count < batch and count * most < numbers:
+            count += 1
+        assert len(parts) == count
+        lengths = [part[0].shape[1] for part in parts]
+        assert min(lengths) >= 1 and max(lengths) - min(lengths) <= 1
+        for i, tensor in enumerate(tensors):
+            assert [part[i].shape[1] for part in parts] == lengths
+            joined = torch.cat([part[i] for part in parts], dim=1)
+            assert torch.equal(joined, tensor)
+
+
+def check_parts(values, part, seed, num_seeds, members, batch, rows):
+    """In parts Q is the one of the whole batch, and so are its gradients in the weights and in the joint actions."""
+    critic = double_networks(seed, num_seeds, members, (5 + 3, 7, 6, 1))
+    state, joint = normal(seed, num_seeds, batch, 5), normal(seed + 1, num_seeds, batch, rows, 3).requires_grad_()
+    slopes, ends = normal(seed + 2, num_seeds, members, batch, rows), []
+    for each, numbers in ((spacql.critic_values, 10**9), (values, part)):
+        with in_parts_of(numbers):
+            q = each(critic, state, joint)
+        assert q.shape == slopes.shape
+        ends.append([q, *torch.autograd.grad((q * slopes).sum(), [*critic, joint])])
+    for whole, joined in zip(*ends, strict=True):
+        close(joined, whole)
+
+
 def check_actors(act, seed, num_seeds, batch, num):
     """Logits and their gradient, of every agent by itself on its own observation."""
     actor = double_networks(seed, num_seeds, num, (4, 7, 6, NUM_ACTIONS))
@@ -882,6 +1134,29 @@ def with_first_layer(change):
     return lambda critic, state, joint: spacql.critic_values([change(critic[0]), *critic[1:]], state, joint)
 
 
+def cut_into(count, dim=1):
+    """A mistake: cuts into count(numbers, PART_NUMBERS, batch) parts."""
+    return lambda numbers, *tensors: zip(
+        *(x.tensor_split(count(numbers, stacked.PART_NUMBERS, x.shape[1]), dim) for x in tensors), strict=True
+    )
+
+
+def in_parts(change):
+    """A mistake: the parts of the batch are changed."""
+
+    def values(*args):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(spacql, "cache_parts", lambda *whole: change(list(stacked.cache_parts(*whole))))
+            return spacql.critic_values(*args)
+
+    return values
+
+
+def first_held(q):
+    """A mistake: the first transition has no gradient."""
+    return torch.cat([q[:, :, :1].detach(), q[:, :, 1:]], dim=2)
+
+
 def all_axes_clip(axes):
     """A mistake: clips by a norm over these axes."""
 
@@ -914,6 +1189,32 @@ MISTAKES["critics"] = {
     "another state": lambda critic, state, joint: spacql.critic_values(critic, state.roll(1, 1), joint),
     "no last bias": lambda critic, state, joint: spacql.critic_values([*critic[:5], 0 * critic[5]], state, joint),
 }
+MISTAKES["cut"] = {
+    "not at all": cut_into(lambda numbers, most, batch: 1),
+    "one part too many": cut_into(lambda numbers, most, batch: min(batch, numbers // most + 1)),
+    "one part too few": cut_into(lambda numbers, most, batch: max(1, min(batch, numbers // most))),
+    "empty parts": cut_into(lambda numbers, most, batch: min(99, math.ceil(numbers / most))),
+    "along the seeds": cut_into(lambda numbers, most, batch: min(batch, math.ceil(numbers / most)), dim=0),
+    "a smaller rest": lambda numbers, *tensors: zip(
+        *(x.split(math.ceil(x.shape[1] / len(list(stacked.cache_parts(numbers, x)))), dim=1) for x in tensors),
+        strict=True,
+    ),
+    "the first part only": lambda *args: list(stacked.cache_parts(*args))[:1],
+    "in another order": lambda *args: list(stacked.cache_parts(*args))[::-1],
+    "another place for each": lambda numbers, first, *others: stacked.cache_parts(
+        numbers, first, *(x.roll(1, 1) for x in others)
+    ),
+}
+MISTAKES["parts"] = {
+    "in another order": in_parts(lambda parts: parts[::-1]),
+    "the last one left out": in_parts(lambda parts: parts[:-1]),
+    "the first one each time": in_parts(lambda parts: parts[:1] * len(parts)),
+    "another part's states": in_parts(
+        lambda parts: [(parts[i - 1][0], joint) for i, (_, joint) in enumerate(parts)],
+    ),
+    "the actions of a part held": in_parts(lambda parts: [(parts[0][0], parts[0][1].detach()), *parts[1:]]),
+    "a part without a gradient": lambda *args: first_held(spacql.critic_values(*args)),
+}
 MISTAKES["actors"] = {
     "another agent": lambda actor, obs: spacql.actor_logits([p.roll(1, 1) for p in actor], obs),
     "another observation": lambda actor, obs: spacql.actor_logits(actor, obs.roll(1, 2)),
@@ -941,10 +1242,40 @@ MISTAKES["clip"] = {
 }
 
 
-@settings(repeatable, max_examples=10)
-@given(SEEDS, SMALL, SMALL, SMALL, SMALL)
-def test_stacked_critics_are_separate_networks(seed, num_seeds, members, batch, rows):
-    check_critics(spacql.critic_values, seed, num_seeds, members, batch, rows)
+@settings(repeatable, max_examples=15)
+@given(SEEDS, SMALL, SMALL, SMALL, SMALL, PARTS)
+def test_stacked_critics_are_separate_networks(seed, num_seeds, members, batch, rows, part):
+    with in_parts_of(part):
+        check_critics(spacql.critic_values, seed, num_seeds, members, batch, rows)
+
+
+def test_a_batch_is_cut_into_parts_and_joined_again():
+    check_cut(stacked.cache_parts)
+
+
+def test_a_batch_on_a_gpu_is_one_part():
+    class OnGpu(torch.Tensor):
+        """A tensor that says so."""
+
+        is_cuda = True
+
+    (part,) = stacked.cache_parts(10**10, *(torch.zeros(2, 5).as_subclass(OnGpu) for _ in range(2)))
+    assert [x.shape for x in part] == [(2, 5)] * 2
+
+
+@repeatable
+@given(SEEDS, SMALL, SMALL, st.integers(1, 7), SMALL, st.sampled_from([1, 50, 100, 200]))
+def test_critics_in_parts_are_the_critics(seed, num_seeds, members, batch, rows, part):
+    check_parts(spacql.critic_values, part, seed, num_seeds, members, batch, rows)
+
+
+def test_parts_go_by_the_numbers_that_a_hidden_layer_puts_out(monkeypatch):
+    """For all seeds, members, transitions and rows: 2 * 3 * 5 * 4 times 6 units."""
+    told = []
+    monkeypatch.setattr(spacql, "cache_parts", lambda n, *x: told.append(n) or stacked.cache_parts(n, *x))
+    critic = double_networks(0, 2, 3, (5 + 3, 6, 6, 1))
+    spacql.critic_values(critic, normal(0, 2, 5, 5), normal(1, 2, 5, 4, 3))
+    assert told == [2 * 3 * 5 * 4 * 6]
 
 
 @settings(repeatable, max_examples=10)
@@ -973,6 +1304,16 @@ def test_each_network_is_clipped_by_itself(limit, seed):
 @mistakes("critics")
 def test_wrong_critics_are_noticed(wrong):
     rejects(check_critics, wrong, 0, 2, 3, 2, 3)
+
+
+@mistakes("cut")
+def test_wrong_parts_are_noticed(wrong):
+    rejects(check_cut, wrong)
+
+
+@mistakes("parts")
+def test_wrong_critics_in_parts_are_noticed(wrong):
+    rejects(check_parts, wrong, 50, 0, 2, 3, 6, 2)
 
 
 @mistakes("actors")

@@ -124,7 +124,38 @@ def test_backups_and_penalties_end_differently(run):
     flags = ["", "--backup joint", "--backup icql-qs", "--backup uniform", "--penalty macql", "--penalty none"]
     flags += ["--cql-alpha 0.1", "--weight-temperature 9", "--entropy-coef 0", "--gamma 0.5", "--max-grad-norm 0.01"]
     flags += ["--penalty-agents 3", "--critic-updates 2", "--learning-rate 0.1", "--tau 0.5", "--data-seed 1"]
+    flags += ["--k-samples 2", "--k-samples 1", "--k-samples 2 --backup uniform"]
     common.check_flags_matter(run, flags)
+
+
+@pytest.mark.parametrize(("backup", "counts"), [("spacql", (3, 9)), ("joint", (1, 2))])
+def test_all_sizes_drawn_are_the_default(backup, counts, run):
+    common.check_all_sizes_drawn(run, backup, counts)
+
+
+def test_some_sizes_drawn_are_not_the_default(run):
+    common.rejects(common.check_all_sizes_drawn, run, "spacql", (2,))
+
+
+def test_every_update_seed_and_transition_has_sizes_of_its_own(run):
+    common.check_sizes_of_a_run(run, spacql, num_updates=4 * 5)
+
+
+SIZES = spacql.draw_sizes
+SIZE_MISTAKES = {
+    "the same for all transitions": lambda *args: SIZES(*args)[:, :1].expand(-1, 32, -1),
+    "the same for all seeds": lambda *args: SIZES(*args)[:1].expand(2, -1, -1),
+    "the same each time": lambda sizes, count, batch, g: SIZES(
+        sizes, count, batch, list(map(common.generator, (0, 1)))
+    ),
+    "never 1 and 3": lambda *args: SIZES(*args)[..., :1] + torch.arange(2),
+}
+
+
+@pytest.mark.parametrize("mistake", SIZE_MISTAKES)
+def test_sizes_shared_in_a_run_are_noticed(mistake, run, monkeypatch):
+    monkeypatch.setattr(spacql, "draw_sizes", SIZE_MISTAKES[mistake])
+    common.rejects(common.check_sizes_of_a_run, run, spacql, 4 * 5)
 
 
 # ---------------------------------------------------------------------------------------------------- settings
@@ -180,7 +211,8 @@ def test_every_update_and_seed_draws_transitions_of_its_own(run, monkeypatch):
 
     monkeypatch.setattr(spacql, "sample_transitions", spy)
     run("--num-seeds 2")
-    rows = torch.cat([index for index in drawn if index.shape == (2, 32)])  # others are for the diagnosis
+    rounds = [index for index in drawn if index.shape == (2, 5, 32)]  # others are for the diagnosis
+    rows = torch.cat(rounds).flatten(0, 1)
     assert len(rows) == 2 * 4 * 5 and len(rows.unique(dim=0)) == len(rows)
     assert 0 <= rows.min() < 200 and 4600 < rows.max() < 4800, "200 episodes of 24 transitions"
 
@@ -207,7 +239,7 @@ def test_collapse_on_one_agent_is_told_on_expert_data(quality, collapsed, run, c
 # ------------------------------------------------------------------------------------ seeds trained side by side
 
 
-@pytest.mark.parametrize("flags", ["", "--penalty macql", "--backup joint --penalty none"])
+@pytest.mark.parametrize("flags", ["", "--penalty macql", "--k-samples 2", "--backup joint --penalty none"])
 def test_seeds_trained_together_are_seeds_trained_alone(flags, run):
     common.check_seeds_together(run, flags)
 
@@ -253,7 +285,8 @@ def test_full_disk_leaves_the_last_checkpoint(run, whole, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "flags", ["--penalty macql --num-seeds 2", "--backup joint", "--env-id simple_tag --penalty none"]
+    "flags",
+    ["--penalty macql --num-seeds 2", "--backup joint", "--env-id simple_tag --penalty none", "--k-samples 2"],
 )
 def test_other_methods_resume_bit_by_bit(flags, run):
     run(f"{flags} --name whole")
@@ -432,6 +465,8 @@ BAD_FLAGS = {
     "--batch-size -1": "--batch-size must be at least 1, not -1",
     "--num-critics 0": "--num-critics must be at least 1, not 0",
     "--num-seeds 0": "--num-seeds must be at least 1, not 0",
+    "--k-samples 0": "--k-samples must be at least 1, not 0",
+    "--k-samples 1.5": "Error parsing --k-samples: ",
     "--seed -1": "--seed must be at least 0, not -1",
     "--seed 18446744073709551615": "--seed 18446744073709551615 is too large",
     "--eval-seed 99999999999999999999": "--eval-seed 99999999999999999999 is too large",

@@ -143,7 +143,17 @@ def test_every_flag_of_the_method_has_a_say(run):
     flags += ["--critic-updates 2", "--learning-rate 0.1", "--tau 0.5", "--data-seed 1", "--actor-loss bc"]
     flags += ["--actor-loss td3bc", "--candidates 3", "--action-norm call", "--action-norm none"]
     flags += ["--actor-learning-rate 0.1", "--action-l2 9", "--output-l2 9", "--batch-size 31", "--hidden 15"]
+    flags += ["--k-samples 2", "--k-samples 1"]
     common.check_flags_matter(run, flags, "--critic-updates 3 --final-episodes 1")
+
+
+@pytest.mark.parametrize(("backup", "counts"), [("spacql", (3, 9)), ("joint", (1, 2))])
+def test_all_sizes_drawn_are_the_default(backup, counts, run):
+    common.check_all_sizes_drawn(run, backup, counts)
+
+
+def test_every_update_seed_and_transition_has_sizes_of_its_own(run):
+    common.check_sizes_of_a_run(run, spacql_continuous, num_updates=4 * 5)
 
 
 def test_critics_have_no_say_in_cloning(run):
@@ -265,7 +275,11 @@ def reference_gradients(args, dataset, saved, recorder, s):
     actions, team = dataset.actions.double(), dataset.rewards.double().mean(-1)
     team = team - team.mean()
     (horizon, num, dim), batch = actions.shape[1:], args.batch_size
-    index, order, jitter, uniform, *near = recorder.draws[2:]  # the first two are for the diagnosis
+    sizes = {"icql-qs": [1], "joint": [num]}.get(args.backup, range(1, num + 1))
+    count = min(args.k_samples or num, len(sizes))  # of which each transition has so many
+    index, order, jitter, *rest = recorder.draws[2:]  # the first two are for the diagnosis
+    starts = rest.pop(0)[s, :, 0].double() if count < len(sizes) else torch.zeros(batch)
+    uniform, *near = rest
     index, order, jitter = index[s, 0], order[s, 0].double(), jitter[s, 0].double()  # of the only update
     e, t = index // (horizon - 1), index % (horizon - 1)
     (s1, o1, a1), (s2, o2, a2), reward = (
@@ -286,17 +300,17 @@ def reference_gradients(args, dataset, saved, recorder, s):
         return torch.stack([network(torch.cat([states, flat], 1))[:, 0] for network in networks])
 
     with torch.no_grad():  # equations (1) to (4)
-        sizes = {"icql-qs": [1], "joint": [num]}.get(args.backup, range(1, num + 1))
         lowest, weights = [], []
-        for j, k in enumerate(sizes):
+        for j in range(count):
             joint = a2.clone()
             for b in range(batch):
+                k = sizes[int((j + float(starts[b])) / count * len(sizes))]
                 for i in order[b, j + 1].argsort()[:k].tolist():
                     joint[b, i] = (target_actors[i](o2[b, i]).tanh() + NOISE * jitter[b, j, i]).clamp(-1, 1)
             lowest.append(values(targets, s2, joint).amin(0))
             weights.append(values(critics, s2, joint).std(0, correction=0) ** -args.weight_temperature)
         if args.backup != "spacql":
-            weights = [torch.ones(batch).double()] * len(sizes)
+            weights = [torch.ones(batch).double()] * count
         y = reward + args.gamma * sum(w * q for w, q in zip(weights, lowest, strict=True)) / sum(weights)
         drawn = order[:, 0].argsort(1)[:, : args.penalty_agents]  # whom the penalty asks, in each row
         drawn = torch.arange(num).expand(batch, -1) if args.penalty == "macql" else drawn
@@ -309,22 +323,22 @@ def reference_gradients(args, dataset, saved, recorder, s):
                 tried[b][m].append((mean + NEAR * noise).clamp(-1, 1))
                 normal = torch.distributions.Normal(mean, NEAR)
                 density[b][m].append(float(normal.log_prob(mean + NEAR * noise).sum()))
-        count = args.candidates * (3 if near else 1)
+        tries = args.candidates * (3 if near else 1)
         groups = []  # (joint actions [B * C, N, A], log-densities [B, C]) that are normalised together
         if args.penalty == "macql":
-            joint = [torch.stack([tried[b][i][c] for i in range(num)]) for b in range(batch) for c in range(count)]
+            joint = [torch.stack([tried[b][i][c] for i in range(num)]) for b in range(batch) for c in range(tries)]
             groups = [(torch.stack(joint), torch.tensor(density).double().sum(1))]
         elif args.penalty == "cfcql":
             for m in range(args.penalty_agents):
-                joint = a1.repeat_interleave(count, 0)
-                for b, c in np.ndindex(batch, count):
-                    joint[b * count + c, drawn[b, m]] = tried[b][m][c]
+                joint = a1.repeat_interleave(tries, 0)
+                for b, c in np.ndindex(batch, tries):
+                    joint[b * tries + c, drawn[b, m]] = tried[b][m][c]
                 groups.append((joint, torch.tensor([density[b][m] for b in range(batch)]).double()))
 
     q = values(critics, s1, a1)  # equation (5)
     losses = (q - y).square().mean(1)
     for joint, log_density in groups:
-        ratios = values(critics, s1.repeat_interleave(count, 0), joint).view(-1, batch, count) - log_density
+        ratios = values(critics, s1.repeat_interleave(tries, 0), joint).view(-1, batch, tries) - log_density
         integral = ratios.exp().mean(-1).log()
         losses = losses + args.cql_alpha * (integral - q).mean(1) / len(groups)
     losses.sum().backward()
@@ -352,7 +366,9 @@ def check_round(run, data_dir, flags, monkeypatch):
     args = SimpleNamespace(**json.loads(load("runs/round")["args"]))
     dataset = load_dataset(args.env_id, args.dataset, args.dataset_size, args.data_seed, data_dir, "continuous")
     assert len(recorder.gradients) == 2
-    assert len(recorder.draws) == (7 if args.env_id in CHEETAH else 6), "candidates near the policies there only"
+    num_sizes = 1 if args.backup in ("icql-qs", "joint") else dataset.actions.shape[2]
+    more = (args.env_id in CHEETAH) + (args.k_samples is not None and args.k_samples < num_sizes)
+    assert len(recorder.draws) == 6 + more, "candidates near the policies and a start where they are needed only"
     for s in range(2):
         both = reference_gradients(args, dataset, saved, recorder, s)
         for networks, actual in zip(both, recorder.gradients, strict=True):
@@ -370,6 +386,9 @@ ROUNDS = [
     "--backup icql-qs --actor-loss bc",
     CHEETAH,
     f"{CHEETAH} --penalty macql --action-norm centre",
+    "--k-samples 2",
+    "--k-samples 1 --backup uniform --action-norm call",
+    f"{CHEETAH} --k-samples 1",
 ]
 
 
@@ -378,7 +397,17 @@ def test_a_round_is_the_one_of_separate_networks(flags, run, data_dir, monkeypat
     check_round(run, data_dir, flags, monkeypatch)
 
 
-SAMPLE, OUTPUTS = spacql_continuous.sample_transitions, spacql_continuous.actor_outputs
+def test_a_round_in_parts_is_the_one_of_separate_networks(run, data_dir, monkeypatch):
+    """A layer of all critics puts out 2 * 3 * 16 * 5 * 16 = 7680 numbers in the critics' step."""
+    calls, cut = [], spacql_continuous.cache_parts
+    spy = lambda *args: calls.append(parts := list(cut(*args))) or parts  # noqa: E731
+    monkeypatch.setattr(spacql_continuous, "cache_parts", spy)
+    with common.in_parts_of(1000):
+        check_round(run, data_dir, "--k-samples 2", monkeypatch)
+    assert {4, 5, 8} <= {len(parts) for parts in calls}, "the target's two rows, the actors' three, and these five"
+
+
+SAMPLE, SIZES = spacql_continuous.sample_transitions, spacql_continuous.draw_sizes
 
 
 def swap(*order):
@@ -389,6 +418,10 @@ def swap(*order):
 ROUND_MISTAKES = {  # flags, and what is put in place of what
     "no noise on the targets": ("", "TARGET_NOISE", 0.0),
     "candidates nearer": (CHEETAH, "CANDIDATE_NOISE", 0.15),
+    "another transition's sizes": ("--k-samples 2", "draw_sizes", lambda *args: SIZES(*args).roll(1, 1)),
+    "one start for all": ("--k-samples 2", "draw_sizes", lambda *args: SIZES(*args)[:, :1].expand(-1, args[2], -1)),
+    "sizes in another order": ("--k-samples 2", "draw_sizes", lambda *args: SIZES(*args).flip(-1)),
+    "parts in another order": ("", "cache_parts", lambda _, *x: zip(*(y.split(4, 1)[::-1] for y in x), strict=True)),
     "o for o'": (CHEETAH, "sample_transitions", swap(0, 1, 2, 3, 4, 1, 6)),
     "a for a'": ("", "sample_transitions", swap(0, 1, 2, 3, 4, 5, 2)),
     "largest member": ("", "spacql_target", lambda r, q, w, gamma: r + gamma * (w * q.amax(1)).sum(-1)),
@@ -419,7 +452,9 @@ def test_a_mistake_in_a_round_is_noticed(mistake, run, data_dir, monkeypatch):
 # ------------------------------------------------------------------------------------ seeds trained side by side
 
 
-@pytest.mark.parametrize("flags", ["", "--penalty macql --action-norm call", "--backup joint --penalty none", CHEETAH])
+@pytest.mark.parametrize(
+    "flags", ["", "--penalty macql --action-norm call", "--backup joint --penalty none", CHEETAH, "--k-samples 2"]
+)
 def test_seeds_trained_together_are_seeds_trained_alone(flags, run):
     common.check_seeds_together(run, flags)
 
@@ -434,6 +469,7 @@ MOMENTS = {  # flags, and what dies, at which call, after its work; an evaluatio
     "in the final evaluation": ("", spacql_continuous, "evaluate", 5, False),
     "HalfCheetah, in an evaluation": (CHEETAH, spacql_continuous, "evaluate", 3, False),
     "HalfCheetah, in the penalty's draws": (CHEETAH, spacql_continuous, "propose", 22, True),
+    "some sizes, as they are drawn": ("--k-samples 2", spacql_continuous, "draw_sizes", 13, True),
     "macql": ("--penalty macql --num-seeds 2", spacql_continuous, "critic_loss", 14, False),
     "cloning, with norms": ("--actor-loss td3bc --action-norm call", spacql_continuous, "actor_loss", 7, False),
 }
@@ -693,6 +729,7 @@ BAD_FLAGS = {
     "--candidate 3": "Unrecognized options: --candidate, 3; did you mean --candidates",
     "--candidates 0": "--candidates must be at least 1, not 0",
     "--candidates 2.5": "Error parsing --candidates: ",
+    "--k-samples 0": "--k-samples must be at least 1, not 0",
     "--rounds 0": "--rounds must be at least 1, not 0",
     "--hidden 0": "--hidden must be at least 1, not 0",
     "--eval-every 0": "--eval-every must be at least 1, not 0",
