@@ -552,6 +552,7 @@ def ideas_section():
         "the whole batch in one part": (spacql.critic_values, one_part),
         "the last layer as a matrix product": (column_product, contextlib.nullcontext),
         "first layer by sums, without rows of actions": (summed_first_layer, contextlib.nullcontext),
+        "backward by hand, in place": (by_hand, contextlib.nullcontext),
         "bfloat16 autocast": (bf16, contextlib.nullcontext),
         "torch.compile": (compiled, contextlib.nullcontext),
     }
@@ -597,6 +598,40 @@ def summed_first_layer(critic, state, joint):
         x = torch.baddbmm(b2, x, w2).relu_()
         values.append(((x * w3.mT).sum(-1) + b3.squeeze(-1)).view(1, members, -1, a.shape[2]))
     return torch.cat(values, dim=2)
+
+
+class ByHand(torch.autograd.Function):
+    """The layers of `critic_values` for one part, with a backward that adds up in place."""
+
+    @staticmethod
+    def forward(ctx, s, a, w1, b1, w2, b2, w3, b3):
+        dim, rows = s.shape[-1], a.shape[1] // s.shape[1]
+        h1 = torch.bmm(a, w1[:, dim:]).unflatten(1, (-1, rows))
+        h1 = h1.add_(torch.baddbmm(b1, s, w1[:, :dim]).unsqueeze(2)).relu_().flatten(1, 2)
+        h2 = torch.baddbmm(b2, h1, w2).relu_()
+        ctx.save_for_backward(s, a, h1, h2, w2, w3)
+        return (h2 * w3.mT).sum(-1) + b3.squeeze(-1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        s, a, h1, h2, w2, w3 = ctx.saved_tensors
+        grad, relu_backward = grad.unsqueeze(-1), torch.ops.aten.threshold_backward.grad_input
+        d2 = grad * w3.mT
+        relu_backward(d2, h2, 0, grad_input=d2)
+        d1 = torch.bmm(d2, w2.mT)
+        relu_backward(d1, h1, 0, grad_input=d1)
+        d_state = d1.unflatten(1, (s.shape[1], -1)).sum(2)
+        w1_grad = torch.cat([torch.bmm(s.mT, d_state), torch.bmm(a.mT, d1)], dim=1)
+        last = (h2 * grad).sum(1).unsqueeze(-1), grad.sum(1, keepdim=True)
+        return None, None, w1_grad, d_state.sum(1, True), torch.bmm(h1.mT, d2), d2.sum(1, True), *last
+
+
+def by_hand(critic, state, joint):
+    """`critic_values` with the gradient of `ByHand`."""
+    params, members = [p.flatten(0, 1) for p in critic], critic[0].shape[1]
+    parts = stacked.cache_parts(members * joint[..., 0].numel() * params[2].shape[-1], state, joint)
+    each = [(s.repeat_interleave(members, 0), a.flatten(1, 2).repeat_interleave(members, 0)) for s, a in parts]
+    return torch.cat([ByHand.apply(*pair, *params).view(1, members, -1, joint.shape[2]) for pair in each], dim=2)
 
 
 # ---------------------------------------------------------------------------------------------------- report
