@@ -4,6 +4,7 @@
     python -m results.make --grid continuous     # those of one table
     python -m results.make --dry-run             # only print the commands
     python -m results.make --figures             # only draw the figures and print the tables again
+    python -m results.make --again               # nine cells anew: results/again.csv has old and new scores
 
 Every cell is one command of spacql.py or spacql_continuous.py and one seed. A cell that is done is not run again; an
 interrupted one starts anew. results/discrete.csv and results/continuous.csv have a row per cell, *_curves.csv its
@@ -90,8 +91,21 @@ PUBLISHED = {  # scores on OMAR's data: SPaCQL, ICQL-QS, CFCQL, MACQL
     ("HalfCheetah-2x3", "random"): "43.8, -, 39.7, 5.3",
     ("HalfCheetah-2x3", "medium-replay"): "66.1, -, 59.5, 37.0",
 }
-# glibc gives large blocks back to the system and takes them again at every step; told not to, a run is 5 to 10% faster.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
+# Cells that --again runs anew after changes which must not change results, and the table of their scores.
+AGAIN = {
+    "discrete": [
+        ("simple_spread", "random", "spacql", 800, 0),
+        ("simple_spread", "medium-replay", "joint", 800, 1),
+        ("simple_tag", "medium", "spacql", 400, 0),
+    ],
+    "continuous": [
+        ("simple_spread", "random", "spacql", 800, 256, 1),
+        ("simple_tag", "medium-replay", "cfcql", 400, 256, 0),
+        ("simple_world", "random", "spacql", 400, 256, 1),
+    ],
+    "ablation": [("default", 0), ("output L2 0", 0), ("4 critics", 0)],
+}
+AGAIN_TABLE = HERE / "again.csv"
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,8 @@ class Args:
     """print the commands and stop"""
     figures: bool = False
     """draw the figures and print the README's tables from the CSV files, and stop"""
+    again: bool = False
+    """run three cells of each table again, with this commit, and put their scores beside the old ones"""
     jobs: int = 2
     """cells run at a time, each on one core"""
 
@@ -211,7 +227,7 @@ def run(grid: str, cell: dict) -> tuple[dict, list[dict]]:
     """Run a cell; returns its row of the table and its rows of the curves."""
     line = command(grid, cell)
     commit = current_commit()
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | KEEP_MEMORY
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     folder = Path("runs/results") / name_of(cell)
     shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run left
     done = subprocess.run([sys.executable, *shlex.split(line)[2:]], capture_output=True, text=True, env=environment)
@@ -306,8 +322,31 @@ def run_grid(grid: str, todo: list[dict], jobs: int) -> None:
         list(pool.map(finish, todo))
 
 
+def run_again(jobs: int) -> None:
+    """Run the cells of AGAIN that results/again.csv lacks at this commit."""
+    commit = current_commit()
+    done = {row["command"] for row in read(AGAIN_TABLE) if row["commit_again"] == commit}
+    cells = [(grid, dict(zip(KEYS[grid], key, strict=True))) for grid, keys in AGAIN.items() for key in keys]
+    todo = [(grid, cell) for grid, cell in cells if command(grid, cell) not in done]
+    bar = tqdm(total=len(todo), desc="again", unit="cell", file=sys.stderr)
+
+    def finish(place):
+        grid, cell = place
+        old = next(r for r in read(files(grid)[0]) if all(r[k] == str(v) for k, v in cell.items()))
+        new, _ = run(grid, cell)
+        row = dict(grid=grid, score=old["score"], score_again=new["score"], commit=old["commit"], commit_again=commit)
+        with bar.get_lock():
+            write(AGAIN_TABLE, read(AGAIN_TABLE) + [row | dict(command=new["command"])])
+        bar.update()
+
+    with bar, ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(finish, todo))
+
+
 def main() -> None:
     args = parse(Args, description=__doc__)
+    if args.again:
+        return run_again(args.jobs)
     if args.grid:
         check_choice("grid", args.grid, GRIDS)
     for grid in [args.grid] if args.grid else GRIDS:
