@@ -17,7 +17,6 @@ import math
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import tempfile
@@ -102,7 +101,6 @@ class Watch:
                 yield from self.measure(frame)
         finally:
             self.module.per_seed = draw
-        self.rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         raise Enough
 
     def set_postfix(self, **_):
@@ -146,8 +144,8 @@ class Watch:
             torch.cuda.synchronize()
 
     def seconds(self):
-        """Median of a round's seconds."""
-        return statistics.median(self.totals)
+        """Seconds of the fastest round: others were disturbed."""
+        return min(self.totals)
 
     def shares(self):
         """Share of each phase in a round."""
@@ -341,7 +339,7 @@ class Loops:
 
 def compare(script, flags, rounds=ROUNDS, members=()):
     """Rounds of a script and of Loops in turn: the Watch, and for each number of members (the script's own comes
-    first) the median seconds of Loops; and the largest distance between the two."""
+    first) the seconds of Loops' fastest round; and the largest distance between the two."""
     seconds, distances, kept = {}, [], {}
 
     def before(loop):
@@ -358,7 +356,7 @@ def compare(script, flags, rounds=ROUNDS, members=()):
         distances.append(first.distance(loop["nets"], kept["nets"]))
 
     seen = watch(script, flags, rounds, before, after)
-    return seen, {count: statistics.median(times) for count, times in seconds.items()}, max(distances)
+    return seen, {count: min(times) for count, times in seconds.items()}, max(distances)
 
 
 def drawing_seconds(batch, rows=1_000_000):
@@ -398,14 +396,19 @@ def round_section():
     return table
 
 
-def point(script, flags, num_agents, rounds, queue):
-    """In a process of its own: seconds of a round, of its target, and memory that it took beyond its start."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "mine.h5"
-        write_dataset(path, KINDS[script], num_agents)
-        loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        seen = watch(script, f"{flags} --dataset {path}", rounds)
-    queue.put(dict(seconds=seen.seconds(), target=seen.seconds() * seen.shares()["target"], mib=seen.rss - loaded))
+def point(script, flags, path, rounds, queue):
+    """In a process of its own: seconds of a round and of its target, and the most memory beyond that at the start."""
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far (Linux)
+    start = resident("VmRSS")
+    seen = watch(script, f"{flags} --dataset {path}", rounds)
+    memory = resident("VmHWM") - start
+    queue.put(dict(seconds=seen.seconds(), target=seen.seconds() * seen.shares()["target"], mib=memory))
+
+
+def resident(name):
+    """MiB of memory that this process holds (VmRSS), or held at most (VmHWM)."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+    return int(line.split()[1]) / 1024
 
 
 def write_dataset(path, kind, num_agents, episodes=400):
@@ -419,14 +422,17 @@ def write_dataset(path, kind, num_agents, episodes=400):
         file["terminals"] = np.zeros(arrays["rewards"].shape[:2], bool)
 
 
-def alone(script, flags, num_agents=3, rounds=4):
+def alone(script, flags, num_agents=3, rounds=6):
     """`point` in a new process, so that its memory is its own."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=point, args=(script, flags, num_agents, rounds, queue))
-    process.start()
-    result = queue.get()
-    process.join()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mine.h5"
+        write_dataset(path, KINDS[script], num_agents)
+        process = context.Process(target=point, args=(script, flags, path, rounds, queue))
+        process.start()
+        result = queue.get()
+        process.join()
     return result
 
 
@@ -566,7 +572,7 @@ def ideas_section():
                 start = time.perf_counter()
                 gradient(values)
                 times.append(time.perf_counter() - start)
-        table.append(dict(idea=idea, seconds=statistics.median(times), first=first, error=error))
+        table.append(dict(idea=idea, seconds=min(times), first=first, error=error))
     return table
 
 
@@ -730,8 +736,8 @@ SECTIONS = {  # name: (title, measure, report)
 
 INTRODUCTION = """# Benchmark
 
-Written by `python tests/benchmark.py`; one section again: `--only round`. Seconds are medians, on shared processors
-whose speed varies by a third between runs: compare figures of one table, not of two.
+Written by `python tests/benchmark.py`; one section again: `--only round`. Seconds are those of the fastest repetition,
+on shared processors whose speed varies by a third: compare figures of one table, not of two.
 """
 EXPLANATIONS = {
     "round": """Five critic updates, an actor update and a Polyak step on spread; ten critics, one seed.
@@ -743,9 +749,9 @@ products, over those that a product of two 2048 x 2048 matrices does in the same
 own penalty, over one random agent for each transition, against Loops with CFCQL's, over all: less arithmetic for the
 same expected gradient.""",
     "scaling": """One axis at a time, the others at their defaults (ten critics, three agents, one seed, batch 256, on
-spread with uniform data); a process for each point. In brackets the memory beyond what the process held before
-training. Exponents: slope of log seconds over log value. More agents also mean wider observations; the target asks the
-critics about n joint actions of n agents.""",
+spread with uniform data); a process for each point. In brackets the memory at its most, beyond what the process held
+before it read the data. Exponents: slope of log seconds over log value. More agents also mean wider observations; the
+target asks the critics about n joint actions of n agents.""",
     "sizes": """The target from m of the n sizes, ten agents, early in training. Deviation and bias of the estimate over
 200 draws, in units of the target's deviation over the batch; *uniform*: `--backup uniform`, of fixed weights.""",
     "score": """Spread with ten agents, uniform data (200,000 transitions), 400 rounds of batch 256, two seeds at once.
