@@ -322,21 +322,27 @@ def run_grid(grid: str, todo: list[dict], jobs: int) -> None:
         list(pool.map(finish, todo))
 
 
-def run_again(jobs: int) -> None:
-    """Run the cells of AGAIN that results/again.csv lacks at this commit."""
-    commit = current_commit()
-    done = {row["command"] for row in read(AGAIN_TABLE) if row["commit_again"] == commit}
-    cells = [(grid, dict(zip(KEYS[grid], key, strict=True))) for grid, keys in AGAIN.items() for key in keys]
-    todo = [(grid, cell) for grid, cell in cells if command(grid, cell) not in done]
+def run_again(jobs: int, dry_run: bool) -> None:
+    """Run the cells of AGAIN anew that results/again.csv lacks at this commit; its own rows make no commit another."""
+    commit = current_commit().removesuffix("-dirty")
+    done = {(row["grid"], row["cell"]) for row in read(AGAIN_TABLE) if row["commit_again"] == commit}
+    todo = []
+    for grid, places in AGAIN.items():
+        cells = {tuple(cell[key] for key in KEYS[grid]): cell for cell in CELLS[grid]()}
+        rows = {tuple(row[key] for key in KEYS[grid]): row for row in read(files(grid)[0])}
+        todo += [(grid, cells[place], rows[tuple(map(str, place))]) for place in places]
+    todo = [job for job in todo if (job[0], name_of(job[1])) not in done]
+    if dry_run:
+        return print("\n".join(command(grid, cell) for grid, cell, _ in todo))
     bar = tqdm(total=len(todo), desc="again", unit="cell", file=sys.stderr)
 
-    def finish(place):
-        grid, cell = place
-        old = next(r for r in read(files(grid)[0]) if all(r[k] == str(v) for k, v in cell.items()))
+    def finish(job):
+        grid, cell, old = job
         new, _ = run(grid, cell)
-        row = dict(grid=grid, score=old["score"], score_again=new["score"], commit=old["commit"], commit_again=commit)
+        row = dict(grid=grid, cell=name_of(cell), score=old["score"], score_again=new["score"])
+        row |= dict(commit=old["commit"], commit_again=commit, command=new["command"])
         with bar.get_lock():
-            write(AGAIN_TABLE, read(AGAIN_TABLE) + [row | dict(command=new["command"])])
+            write(AGAIN_TABLE, read(AGAIN_TABLE) + [row])
         bar.update()
 
     with bar, ThreadPoolExecutor(jobs) as pool:
@@ -346,7 +352,7 @@ def run_again(jobs: int) -> None:
 def main() -> None:
     args = parse(Args, description=__doc__)
     if args.again:
-        return run_again(args.jobs)
+        return run_again(args.jobs, args.dry_run)
     if args.grid:
         check_choice("grid", args.grid, GRIDS)
     for grid in [args.grid] if args.grid else GRIDS:

@@ -1,11 +1,12 @@
 """How fast the scripts are, and why: `python tests/benchmark.py` writes results/benchmark.md (and .json, its numbers).
 
-    python tests/benchmark.py --only round            # one section: round, scaling, sizes, simulation or ideas
+    python tests/benchmark.py --only round            # one of round, scaling, sizes, score, simulation, ideas
 
 Every figure is a ratio, or stands beside others of the same run: other machines, other seconds. Rounds are those of the
 scripts themselves: the time of each line of their training loop is added up under the banner above it. The reference,
 `Loops`, does the same round with separate networks and loops over members, agents and sizes, as CFCQL's published code
-does; after each measured round it must have reached the same parameters.
+does; after each measured round it must have reached the same parameters. Processors only: what a GPU does is another
+question.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +57,7 @@ AXES = {  # what grows; the flags and the number of agents of each point
 }
 MANY, SAMPLES = 10, (10, 5, 3, 2, 1)  # agents where --k-samples is measured, and its values
 WARM_UP, ROUNDS = 3, 8  # rounds before and while measuring
-SMALL = "--eval-every 1000000 --rounds 1000000 --eval-episodes 1 --cql-alpha 0.5"
+SMALL = "--device cpu --eval-every 1000000 --rounds 1000000 --eval-episodes 1 --cql-alpha 0.5"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Args:
     """Measure and write results/benchmark.md."""
 
     only: str | None = None
-    """sections to measure, with commas between: round, scaling, sizes, simulation, ideas; the others are kept"""
+    """sections to measure, with commas between: round, scaling, sizes, score, simulation, ideas; the others are kept"""
     out: str = "results/benchmark.md"
     """where the report goes; its numbers lie beside it as .json"""
 
@@ -91,22 +93,16 @@ class Watch:
             self.phases[number] = f"{phase}, backward" if phase == "critics" and "backward()" in line else phase
 
     def __call__(self, iterable, **_):
-        draw, self.module.per_seed = self.module.per_seed, self.draw
-        try:
-            yield from itertools.islice(iterable, WARM_UP)
-            frame = sys._getframe(1)
-            if self.before is None:  # counting operations would disturb the reference's turn
-                with FlopCounterMode(display=False) as counter:
-                    yield WARM_UP
-                self.flops = counter.get_total_flops()
-            for _ in range(self.rounds):
-                yield from self.measure(frame)
-        finally:
-            self.module.per_seed = draw
+        self.module.per_seed = self.draw
+        yield from itertools.islice(iterable, WARM_UP)
+        frame = sys._getframe(1)
+        if self.before is None:  # else before and after count what they like
+            with FlopCounterMode(display=False) as counter:
+                yield WARM_UP
+            self.flops = counter.get_total_flops()
+        for _ in range(self.rounds):
+            yield from self.measure(frame)
         raise Enough
-
-    def set_postfix(self, **_):
-        pass
 
     def draw(self, *args):
         self.draws.append(stacked.per_seed(*args))
@@ -122,7 +118,6 @@ class Watch:
                 sys.settrace(lambda *_: None)
             start = self.last = time.perf_counter()
             yield WARM_UP
-            self.synchronise()
             if by_line:
                 sys.settrace(None)
                 frame.f_trace = None
@@ -134,16 +129,10 @@ class Watch:
     def trace(self, frame, event, arg):
         phase = self.phases[frame.f_lineno]
         if phase != self.phase:
-            self.synchronise()
             now = time.perf_counter()
             self.split[self.phase] += now - self.last
             self.phase, self.last = phase, time.perf_counter()
         return self.trace
-
-    @staticmethod
-    def synchronise():
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
 
     def seconds(self):
         """Seconds of the fastest round: others were disturbed."""
@@ -158,7 +147,7 @@ class Watch:
 def watch(script, flags, rounds=ROUNDS, before=None, after=None):
     """Run rounds of a script on a small dataset under a Watch, which is returned."""
     module = SCRIPTS[script]
-    seen, bar = Watch(module, rounds, before, after), module.tqdm
+    seen, bar, tracer = Watch(module, rounds, before, after), module.tqdm, sys.gettrace()
     module.tqdm = seen
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
@@ -168,7 +157,8 @@ def watch(script, flags, rounds=ROUNDS, before=None, after=None):
             with contextlib.suppress(Enough):
                 module.main(flags.split())
     finally:
-        module.tqdm = bar
+        module.tqdm, module.per_seed = bar, stacked.per_seed
+        sys.settrace(tracer)
     return seen
 
 
@@ -217,9 +207,8 @@ class Loops:
     def normal(self, joint):
         return joint if self.discrete or self.args.action_norm == "none" else joint - joint.mean(0)
 
-    def policies(self, obs, noise):
-        """Target actions of all agents: a list of [B] or [B, A]."""
-        outputs = [network(obs[:, i]) for i, network in enumerate(self.target_actors)]
+    def policies(self, outputs, noise):
+        """Target actions of all agents, a list of [B] or [B, A], from their actors' outputs."""
         if self.discrete:
             steps = [x.softmax(-1).cumsum(-1)[:, :-1] for x in outputs]
             return [(noise[:, i, None] >= step).sum(-1) for i, step in enumerate(steps)]
@@ -227,10 +216,10 @@ class Loops:
 
     def target(self, reward, state, obs, logged, draws):
         """Equations (1) to (4): draws are pairs (order, noise) for each size."""
-        lowest, inverse = [], []
+        lowest, inverse, outputs = [], [], [network(obs[:, i]) for i, network in enumerate(self.target_actors)]
         for k, (order, noise) in zip(self.sizes, draws, strict=True):
             rank, joint = order.argsort(-1).argsort(-1), logged.clone()
-            for i, action in enumerate(self.policies(obs, noise)):
+            for i, action in enumerate(self.policies(outputs, noise)):
                 chosen = rank[:, i] < k
                 joint[chosen, i] = action[chosen]
             inputs = torch.cat([state, self.joint(joint)], 1)
@@ -272,6 +261,8 @@ class Loops:
 
     def update_actors(self, state, obs, actions):
         """Equation (6)."""
+        for critic, _ in self.critics:
+            critic.requires_grad_(False)
         for i, (network, adam) in enumerate(self.actors):
             outputs, who = network(obs[:, i]), torch.full((len(obs),), i)
             if self.discrete:
@@ -283,7 +274,8 @@ class Loops:
                 loss = -(log_pi.exp() * (q - self.args.entropy_coef * log_pi)).sum(1).mean()
             else:
                 joint = self.changed(actions, who, outputs.tanh().unsqueeze(1))
-                q = sum(critic(torch.cat([state, joint], 1)) for critic, _ in self.critics) / len(self.critics)
+                inputs = torch.cat([state, joint], 1)
+                q = sum(critic(inputs) for critic, _ in self.critics) / len(self.critics)
                 loss = self.args.action_l2 * outputs.tanh().square().mean() - q.mean()
                 loss = loss + self.args.output_l2 * outputs.square().mean()
             self.step(loss, network, adam)
@@ -341,8 +333,8 @@ class Loops:
 
 def compare(script, flags, rounds=ROUNDS, members=()):
     """Rounds of a script and of Loops in turn: the Watch, and for each number of members (the script's own comes
-    first) the seconds of Loops' fastest round; and the largest distance between the two."""
-    seconds, distances, kept = {}, [], {}
+    first) Loops' fastest round and operations; and the largest distance between the two."""
+    seconds, flops, distances, kept = {}, {}, [], {}
 
     def before(loop):
         kept["nets"] = {name: [p.detach().clone() for p in params] for name, params in loop["nets"].items()}
@@ -350,15 +342,24 @@ def compare(script, flags, rounds=ROUNDS, members=()):
         kept["loops"] = {count: Loops(loop, count) for count in counts}
 
     def after(loop, draws):
+        if not flops:  # the first round only counts
+            for count, reference in kept["loops"].items():
+                with FlopCounterMode(display=False) as counter:
+                    reference.round(draws)
+                flops[count] = counter.get_total_flops()
+            return
         for count, reference in kept["loops"].items():
             start = time.perf_counter()
             reference.round(draws)
             seconds.setdefault(count, []).append(time.perf_counter() - start)
         first = next(iter(kept["loops"].values()))
         distances.append(first.distance(loop["nets"], kept["nets"]))
+        if not distances[-1] < 0.05:
+            raise AssertionError(f"the script and Loops differ by {distances[-1]:.0%} of the way")
 
     seen = watch(script, flags, rounds, before, after)
-    return seen, {count: min(times) for count, times in seconds.items()}, max(distances)
+    loops = {count: dict(seconds=min(times), flops=flops[count]) for count, times in seconds.items()}
+    return seen, loops, max(distances)
 
 
 def drawing_seconds(batch, rows=1_000_000):
@@ -390,7 +391,8 @@ def round_section():
     for script, (size, flags) in itertools.product(SCRIPTS, SIZES.items()):
         seen, loops, distance = compare(script, flags, members=(2,))
         flops = watch(script, flags, rounds=1).flops
-        row = dict(script=script, size=size, seconds=seen.seconds(), loops_10=loops[10], loops_2=loops[2])
+        row = dict(script=script, size=size, seconds=seen.seconds(), loops_flops=loops[10]["flops"])
+        row |= dict(loops_10=loops[10]["seconds"], loops_2=loops[2]["seconds"])
         row |= dict(
             distance=distance, flops=flops, peak=matrix_peak(), drawing=5 * drawing_seconds(256 if not flags else 1024)
         )
@@ -398,13 +400,13 @@ def round_section():
     return table
 
 
-def point(script, flags, path, rounds, queue):
+def point(script, flags, path, rounds):
     """In a process of its own: seconds of a round and of its target, and the most memory beyond that at the start."""
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far (Linux)
     start = resident("VmRSS")
     seen = watch(script, f"{flags} --dataset {path}", rounds)
     memory = resident("VmHWM") - start
-    queue.put(dict(seconds=seen.seconds(), target=seen.seconds() * seen.shares()["target"], mib=memory))
+    return dict(seconds=seen.seconds(), target=seen.seconds() * seen.shares()["target"], mib=memory)
 
 
 def resident(name):
@@ -426,16 +428,11 @@ def write_dataset(path, kind, num_agents, episodes=400):
 
 def alone(script, flags, num_agents=3, rounds=6):
     """`point` in a new process, so that its memory is its own."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mine.h5"
         write_dataset(path, KINDS[script], num_agents)
-        process = context.Process(target=point, args=(script, flags, path, rounds, queue))
-        process.start()
-        result = queue.get()
-        process.join()
-    return result
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(point, script, flags, path, rounds).result()
 
 
 def scaling_section():
@@ -501,6 +498,7 @@ def score_section():
         data = datasets.read_dataset(path, "simple_spread", "discrete").mean_return
         for m in tqdm((MANY, 3, 1), file=sys.stderr):
             flags = f"--dataset {path} --out {folder}/runs --k-samples {m} --num-seeds 2 --rounds 300 --cql-alpha 0.5"
+            flags += " --device cpu"
             start = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 summary = spacql.main([*flags.split(), "--eval-every", "50", "--eval-episodes", "100"])
@@ -552,8 +550,10 @@ def ideas_section():
     @contextlib.contextmanager
     def one_part():
         kept, stacked.PART_NUMBERS = stacked.PART_NUMBERS, 2**62
-        yield
-        stacked.PART_NUMBERS = kept
+        try:
+            yield
+        finally:
+            stacked.PART_NUMBERS = kept
 
     def bf16(*inputs):
         with torch.autocast("cpu", torch.bfloat16):
@@ -669,9 +669,10 @@ def report_round(table):
     rows = []
     for r in table:
         shares = [f"{r['split'].get(phase, 0):.1%}" for phase in phases]
-        facts = (f"{5 / r['seconds']:.0f}", f"{r['flops'] / 1e9:.1f}", f"{r['flops'] / r['seconds'] / r['peak']:.0%}")
+        facts = (f"{5 / r['seconds']:.0f}", f"{r['flops'] / 1e9:.1f}", f"{r['loops_flops'] / 1e9:.1f}")
+        facts += (f"{r['flops'] / r['seconds'] / r['peak']:.0%}",)
         rows.append((r["script"], r["size"], *shares, *facts, f"{r['distance']:.0e}"))
-    head = ["script", "size", *phases, "updates/s", "GFLOP a round", "share of peak", "distance"]
+    head = ["script", "size", *phases, "updates/s", "GFLOP a round", "Loops'", "share of peak", "distance"]
     text += lines_of(head, rows) + "\n"
 
     places = {(r["script"], r["size"]): r for r in table}
@@ -743,18 +744,21 @@ SECTIONS = {  # name: (title, measure, report)
 
 INTRODUCTION = """# Benchmark
 
-Written by `python tests/benchmark.py`; one section again: `--only round`. Seconds are those of the fastest repetition,
-on shared processors whose speed varies by a third: compare figures of one table, not of two.
+Written by `python tests/benchmark.py`; one section again: `--only round`. Seconds of rounds, steps and
+gradients are those of the fastest repetition (whole datasets, scores and first calls: of the only one), on
+shared processors whose speed varies by a third: compare figures of one table, not of two.
 """
 EXPLANATIONS = {
-    "round": """Five critic updates, an actor update and a Polyak step on spread; ten critics, one seed.
-`Loops` (in the same file) does the same round with a network for each member and agent, from the same parameters and
-random numbers; *distance* is the most by which a network then differs, over the way it went in the round. *of two*:
-Loops with two critics, as CFCQL has. *with drawing*: the same, plus the time in which CFCQL's code draws the indices of
-five batches, without replacement from a million rows. *share of peak*: floating point operations of all matrix
-products, over those that a product of two 2048 x 2048 matrices does in the same time. The last table sets the scripts'
-own penalty, over one random agent for each transition, against Loops with CFCQL's, over all: less arithmetic for the
-same expected gradient.""",
+    "round": """Five critic updates, an actor update and a Polyak step on spread; ten critics, one seed. *critics*: the
+penalty's candidates (in spacql_continuous.py they are drawn under *target*), the forward pass, clipping and
+Adam. `Loops` (in the same file) does the same round with a network for each member and agent, from the same
+parameters and random numbers, but repeats a state for each row that it asks about, hence more operations;
+*distance* is the most by which a network then differs, over the way it went in the round. *of two*: Loops with
+two critics, CFCQL's number, but with SPaCQL's target. *with drawing*: the same, plus the time in which CFCQL's
+code draws the indices of five batches, without replacement from a million rows. *share of peak*: floating point
+operations of all matrix products, over those that a product of two 2048 x 2048 matrices does in the same time.
+The last table sets the scripts' own penalty, over one random agent for each transition, against Loops with
+CFCQL's, over all: less arithmetic for the same expected gradient.""",
     "scaling": """One axis at a time, the others at their defaults (ten critics, three agents, one seed, batch 256, on
 spread with uniform data); a process for each point. In brackets the memory at its most, beyond what the process held
 before it read the data. Exponents: slope of log seconds over log value. More agents also mean wider observations; the
@@ -797,12 +801,12 @@ def main():
     path = Path(args.out)
     numbers = json.loads(path.with_suffix(".json").read_text()) if path.with_suffix(".json").is_file() else {}
     for name in chosen:
-        start = time.perf_counter()
+        facts, start = dict(machine=machine(), commit=current_commit()), time.perf_counter()
         rows = SECTIONS[name][1]()
-        numbers[name] = dict(machine=machine(), commit=current_commit(), wall_s=time.perf_counter() - start, rows=rows)
+        numbers[name] = facts | dict(wall_s=time.perf_counter() - start, rows=rows)
         with atomic(path.with_suffix(".json")) as partial:
             partial.write_text(json.dumps(numbers, indent=1) + "\n")
-    write_report(path, numbers)
+        write_report(path, numbers)
 
 
 if __name__ == "__main__":
