@@ -33,7 +33,7 @@ def cache_parts(numbers, *tensors):
     """Tensors [S, B, ...] cut along B, so that what a layer puts out for a part fits a processor's cache.
 
     numbers: how many it puts out for the whole batch. Returns tuples of parts; on a GPU one, the whole batch. At the
-    paper's size the critics' gradient takes about three times as long in one part (results/benchmark.md, Ideas).
+    paper's size the critics' gradient takes two to three times as long in one part (results/benchmark.md, Ideas).
     """
     batch = tensors[0].shape[1]
     count = 1 if tensors[0].is_cuda else max(1, min(batch, math.ceil(numbers / PART_NUMBERS)))
