@@ -250,8 +250,9 @@ def test_killed_worker_is_an_error_and_not_a_hang():
 def test_workers_end_with_their_parent(end, tmp_path):
     """The child is interrupted as by Ctrl-C: the signal goes to its whole process group."""
     code = f"""
-import sys; sys.path.insert(0, {str(ROOT)!r})
+import signal, sys; sys.path.insert(0, {str(ROOT)!r})
 import torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background inherits deafness to it
 from data.half_cheetah import HalfCheetah
 worlds = HalfCheetah(4, processes=3)
 worlds.step(torch.zeros(4, 2, 3))
@@ -265,7 +266,10 @@ while {end is not None}:
     assert len(pids) == 2
     if end is not None:
         os.killpg(parent.pid, end)
-    errors = parent.communicate(timeout=20)[1]
+    try:
+        errors = parent.communicate(timeout=20)[1]
+    finally:
+        parent.kill()
     until = time.time() + 5
     while any(map(alive, pids)) and time.time() < until:
         time.sleep(0.02)
