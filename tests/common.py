@@ -91,6 +91,22 @@ def indices(*shape):
     return itertools.product(*(range(n) for n in shape))
 
 
+def check_replaces_exactly_k(replace, inputs, sizes, num, seed):
+    """For each k in sizes, be they the same for all transitions or each one's own, the k agents first in order play
+    their policy's whole action and the others the logged one. inputs: makes both, never alike, and the order."""
+    logged, policy, order, ks = inputs(seed, 2, 4, sizes, num)
+    own = ks[torch.randint(len(sizes), (2, 4, len(sizes)), generator=generator(seed))]
+    for chosen in (ks, own):
+        mixed = replace(logged, policy, order, chosen)
+        assert mixed.shape == policy.shape
+        for s, b, j in indices(2, 4, len(sizes)):
+            k = int(chosen.expand(2, 4, -1)[s, b, j])
+            first = sorted(range(num), key=lambda i, row=order[s, b, j]: float(row[i]))[:k]
+            expected = [(policy[s, b, j, i] if i in first else logged[s, b, i]).tolist() for i in range(num)]
+            assert mixed[s, b, j].tolist() == expected
+            assert sum(a != d for a, d in zip(expected, logged[s, b].tolist(), strict=True)) == k
+
+
 def double_networks(seed, num_seeds, count, sizes):
     """The project's stacked networks in double precision, with gradients."""
     params = spacql.init_networks([generator(seed + s) for s in range(num_seeds)], count, sizes)

@@ -17,6 +17,7 @@ from common import (
     SEEDS,
     SIGMAS,
     SMALL,
+    check_replaces_exactly_k,
     close,
     compare_gradients,
     double_networks,
@@ -57,22 +58,6 @@ def replacement_inputs(seed, num_seeds, batch, sizes, num):
     policy = 10 + torch.randint(5, (num_seeds, batch, len(sizes), num), generator=g)
     order = torch.rand((num_seeds, batch, len(sizes), num), generator=g, dtype=torch.float64)
     return logged, policy, order, torch.tensor(sizes)
-
-
-def check_replaces_exactly_k(replace, sizes, num, seed):
-    """For each k in sizes, be they the same for all transitions or each one's own, the k agents first in order play
-    their policy's action and the others the logged one."""
-    logged, policy, order, ks = replacement_inputs(seed, 2, 4, sizes, num)
-    own = ks[torch.randint(len(sizes), (2, 4, len(sizes)), generator=generator(seed))]
-    for chosen in (ks, own):
-        mixed = replace(logged, policy, order, chosen)
-        assert mixed.shape == policy.shape
-        for s, b, j in indices(2, 4, len(sizes)):
-            k = int(chosen.expand(2, 4, -1)[s, b, j])
-            first = sorted(range(num), key=lambda i, row=order[s, b, j]: float(row[i]))[:k]
-            expected = [int(policy[s, b, j, i] if i in first else logged[s, b, i]) for i in range(num)]
-            assert mixed[s, b, j].tolist() == expected
-            assert sum(a >= 10 for a in expected) == k
 
 
 def check_every_set_equally_often(replace, num=4, batch=6000):
@@ -138,13 +123,13 @@ MISTAKES["every set equally often"] = {
 @given(st.data(), st.integers(1, 5), SEEDS)
 def test_exactly_k_agents_act_by_their_policy(data, num, seed):
     sizes = data.draw(st.lists(st.integers(1, num), min_size=1, max_size=num))
-    check_replaces_exactly_k(spacql.partial_replacement, sizes, num, seed)
+    check_replaces_exactly_k(spacql.partial_replacement, replacement_inputs, sizes, num, seed)
 
 
 @pytest.mark.parametrize("num", [1, 2, 3, 6])
 def test_sizes_1_and_n_alone_work(num):
-    check_replaces_exactly_k(spacql.partial_replacement, [1], num, 0)
-    check_replaces_exactly_k(spacql.partial_replacement, [num], num, 0)
+    check_replaces_exactly_k(spacql.partial_replacement, replacement_inputs, [1], num, 0)
+    check_replaces_exactly_k(spacql.partial_replacement, replacement_inputs, [num], num, 0)
     logged, policy, order, sizes = replacement_inputs(0, 2, 4, [num], num)
     assert torch.equal(spacql.partial_replacement(logged, policy, order, sizes), policy)
 
@@ -155,7 +140,7 @@ def test_every_set_of_agents_is_equally_likely_and_independent_across_k():
 
 @mistakes("replaces exactly k")
 def test_a_wrong_number_of_agents_is_noticed(wrong):
-    rejects(check_replaces_exactly_k, wrong, [1, 2, 3, 4], 4, 0)
+    rejects(check_replaces_exactly_k, wrong, replacement_inputs, [1, 2, 3, 4], 4, 0)
 
 
 @mistakes("every set equally often")
