@@ -41,7 +41,7 @@ import torch
 from tqdm import tqdm
 
 from data import runs
-from data.datasets import load_dataset, make_env, normalise
+from data.datasets import evaluate, load_dataset, make_env, normalise
 from data.errors import InputError
 from data.files import run_script, say
 from data.stacked import cache_parts, clip_each, init_networks, per_seed
@@ -60,6 +60,7 @@ CQL_ALPHA = {
 }
 DEFAULT_SIZES = dict(rounds=800, batch_size=256, penalty_agents=1)  # minutes on two cores
 CHOICES = dict(env_id=ENV_IDS, backup=("spacql", "icql-qs", "joint", "uniform"), penalty=("cfcql", "macql", "none"))
+CHOICES |= dict(actor_loss=("spacql", "bc", "td3bc"))
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class Args:
     """TD target: spacql (w_k by uncertainty), icql-qs (k = 1), joint (k = n), uniform (w_k = 1/n)"""
     penalty: str = "cfcql"
     """conservative penalty: cfcql (per agent, others as logged), macql (joint actions), none"""
+    actor_loss: str = "spacql"
+    """spacql (equation 6), bc (behaviour cloning; the critics have no say), td3bc (both)"""
+    clone_weight: float = 0.0
+    """weight of behaviour cloning added to equation (6) (ours)"""
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
     k_samples: int | None = None
@@ -185,13 +190,18 @@ def critic_loss(q_data, target, penalty, alpha):
     return ((q_data - target.unsqueeze(1)) ** 2 + alpha * penalty).mean(-1)
 
 
-def actor_loss(logits, q_candidates, entropy_coef):
-    """Equation (6) for every agent, [S, N]: minus E_{a ~ pi_i}[Q(s, a, a_-i)], minus the entropy bonus.
+def actor_loss(kind, logits, q_candidates, logged, clone_weight, entropy_coef):
+    """Equation (6) for every agent, [S, N]: minus E_{a ~ pi_i}[Q(s, a, a_-i)] and an entropy bonus.
 
-    logits [S, B, N, A] of the actors; q_candidates [S, B, N, A], agent i's alternatives with the others as logged.
+    logits [S, B, N, A] of the actors; q_candidates [S, B, N, A], agent i's alternatives with the others as logged;
+    logged [S, B, N]. bc only imitates, minus log pi_i(logged); clone_weight adds that; td3bc scales Q for it.
     """
     log_pi = logits.log_softmax(-1)
-    return -(log_pi.exp() * (q_candidates - entropy_coef * log_pi)).sum(-1).mean(1)
+    q_policy, negentropy = ((log_pi.exp() * x).sum(-1) for x in (q_candidates, log_pi))  # [S, B, N] each
+    imitation = -log_pi.gather(-1, logged.unsqueeze(-1)).squeeze(-1).mean(1)  # [S, N]
+    spacql = (entropy_coef * negentropy - q_policy).mean(1) + clone_weight * imitation
+    scaled = q_policy / q_policy.detach().abs().mean(1, keepdim=True)
+    return dict(spacql=spacql, bc=imitation, td3bc=imitation - 2.5 * scaled.mean(1))[kind]
 
 
 # -------------------------------------------------------------------------------- networks and actions
@@ -307,17 +317,6 @@ def greedy_actions(actor, obs, scale):
 
 
 @torch.no_grad()
-def evaluate(actor, env, scale, seed):
-    """Undiscounted returns [S, episodes] of the greedy teams, mean over agents; every seed from the same starts."""
-    num_seeds = len(actor[0])
-    obs, returns = env.reset(seed=seed, copies=num_seeds), 0.0
-    for _ in range(env.horizon):  # episodes only end by their time limit: nothing to mask
-        obs, rewards = env.step(greedy_actions(actor, obs.unflatten(0, (num_seeds, -1)), scale).flatten(0, 1))
-        returns = returns + rewards.mean(-1)
-    return returns.view(num_seeds, -1)
-
-
-@torch.no_grad()
 def diagnose(nets, data, index, noise, backup, temperature):
     """What to watch on fixed transitions: w_k, u_k [S, N]; k_eff, entropy, Q on data and on uniform actions [S]."""
     state, actions, _, next_state, next_actions = sample_transitions(data, index)
@@ -361,13 +360,14 @@ def main(argv=None):
     else:
         args, actor, scale, facts, history = train(args, folder, saved, device)
     env = make_env(args.env_id, args.num_seeds * args.final_episodes, facts["num_agents"], device)
-    returns = evaluate(actor, env, scale, args.eval_seed + 1)
+    policy = partial(greedy_actions, actor, scale=scale)
+    returns = evaluate(policy, env, args.num_seeds, args.eval_seed + 1)
     summary = runs.summarise(args, normalise(returns.mean(1), facts), history)
     summary |= dict(wall_s=round(time.time() - start, 1), device=str(device))
     if not args.eval_only:
         runs.save_results(folder, asdict(args), summary, returns, history)
     if args.video:
-        runs.record_gif(folder / "greedy.gif", partial(greedy_actions, actor, scale=scale), env, args.eval_seed)
+        runs.record_gif(folder / "greedy.gif", policy, env, args.eval_seed)
     print(json.dumps(summary), flush=True)
     return summary
 
@@ -420,10 +420,12 @@ def train(args, folder, saved, device):
                 weights = backup_weights(args.backup, q_online, args.weight_temperature)
                 target = spacql_target(rewards, q_target, weights, args.gamma)
 
-            # ---- critics: equation (5); row 0 is the data, the others are the penalty's candidates
+            # ---- penalty: the joint actions that equation (5) holds against the data
             agents = noise[:, update, :, 0, :, 1].argsort(-1)[..., : args.penalty_agents]  # [S, B, M]
-            rows = [one_hot(actions).unsqueeze(2), candidates(args.penalty, actions, agents, generators)]
-            q = critic_values(critic, state, torch.cat(rows, dim=2))  # [S, E, B, 1 + R]
+            others = candidates(args.penalty, actions, agents, generators)  # [S, B, R, N * A]
+
+            # ---- critics: equation (5); row 0 is the data, the others are the penalty's
+            q = critic_values(critic, state, torch.cat([one_hot(actions).unsqueeze(2), others], dim=2))
             groups = args.penalty_agents if args.penalty == "cfcql" else 1
             q_data, q_candidates = q[..., 0], q[..., 1:].unflatten(-1, (groups, -1))
             penalty = 0.0 if args.penalty == "none" else cql_penalty(q_candidates, q_data)
@@ -439,7 +441,7 @@ def train(args, folder, saved, device):
             q = critic_values(critic, state, alternatives).mean(1).unflatten(-1, (num, -1))  # [S, B, N, A]
         logits = actor_logits(actor, state.unflatten(-1, (num, -1)))
         adams["actor"].zero_grad()
-        actor_loss(logits, q, args.entropy_coef).sum().backward()
+        actor_loss(args.actor_loss, logits, q, actions, args.clone_weight, args.entropy_coef).sum().backward()
         clip_each(actor, args.max_grad_norm)
         adams["actor"].step()
 
@@ -452,7 +454,8 @@ def train(args, folder, saved, device):
             continue
         if not all(p.isfinite().all() for p in critic + actor):
             raise InputError(f"training diverged by round {round_number + 1}: try a smaller --learning-rate")
-        scores = normalise(evaluate(actor, env, scale, args.eval_seed).mean(1), facts)  # [S]
+        returns = evaluate(partial(greedy_actions, actor, scale=scale), env, args.num_seeds, args.eval_seed)
+        scores = normalise(returns.mean(1), facts)  # [S]
         best = scores > torch.tensor(history["scores"] if history else [[float("-inf")]], device=device).amax(0)
         for kept, param in zip(best_actor, actor, strict=True):
             kept[best] = param.detach()[best]

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from data import runs
 from data.behaviour import CONTINUOUS_ENV_IDS
-from data.datasets import find_prey, load_dataset, make_env, normalise
+from data.datasets import evaluate, find_prey, load_dataset, make_env, normalise
 from data.errors import InputError
 from data.files import run_script, say
 from data.stacked import cache_parts, clip_each, init_networks, per_seed
@@ -83,6 +83,8 @@ class Args:
     """conservative penalty: cfcql (per agent, others as logged), macql (joint actions), none"""
     actor_loss: str = "spacql"
     """spacql (equation 6), bc (behaviour cloning; the critics have no say), td3bc (both)"""
+    clone_weight: float = 0.0
+    """weight of behaviour cloning added to equation (6) (ours)"""
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
     k_samples: int | None = None
@@ -204,15 +206,17 @@ def critic_loss(q_data, target, penalty, alpha):
     return ((q_data - target.unsqueeze(1)) ** 2 + alpha * penalty).mean(-1)
 
 
-def actor_loss(kind, outputs, q_policy, logged, action_l2, output_l2):
+def actor_loss(kind, outputs, q_policy, logged, clone_weight, action_l2, output_l2):
     """Equation (6) for every agent, [S, N]: minus Q(s, pi_i(o_i), a_-i), plus L2 terms on pi_i and its outputs.
 
-    outputs [S, B, N, A], whose tanh is pi; q_policy [S, B, N]; logged [S, B, N, A]. bc imitates; td3bc does both.
+    outputs [S, B, N, A], whose tanh is pi; q_policy [S, B, N]; logged [S, B, N, A]. bc only imitates,
+    by squared distance; clone_weight adds that; td3bc scales Q for it.
     """
     policy, imitation = outputs.tanh(), (outputs.tanh() - logged).square().mean((1, 3))  # [S, B, N, A], [S, N]
     small = action_l2 * policy.square().mean((1, 3)) + output_l2 * outputs.square().mean((1, 3))
     scaled = q_policy / q_policy.detach().abs().mean(1, keepdim=True)
-    return dict(spacql=small - q_policy.mean(1), bc=imitation, td3bc=imitation - 2.5 * scaled.mean(1))[kind]
+    spacql = small - q_policy.mean(1) + clone_weight * imitation
+    return dict(spacql=spacql, bc=imitation, td3bc=imitation - 2.5 * scaled.mean(1))[kind]
 
 
 # -------------------------------------------------------------------------------- networks and actions
@@ -348,17 +352,6 @@ def policy_actions(actor, obs, scale):
 
 
 @torch.no_grad()
-def evaluate(actor, env, scale, seed):
-    """Undiscounted returns [S, episodes] of the teams, mean over agents; every seed from the same starts."""
-    num_seeds = len(actor[0])
-    obs, returns = env.reset(seed=seed, copies=num_seeds), 0.0
-    for _ in range(env.horizon):  # episodes only end by their time limit: nothing to mask
-        obs, rewards = env.step(policy_actions(actor, obs.unflatten(0, (num_seeds, -1)), scale).flatten(0, 1))
-        returns = returns + rewards.mean(-1)
-    return returns.view(num_seeds, -1)
-
-
-@torch.no_grad()
 def diagnose(nets, data, norm, index, noise, backup, temperature):
     """What to watch on fixed transitions: w_k, u_k [S, N]; k_eff, saturation, Q on data and on uniform actions [S]."""
     state, obs, actions, _, next_state, next_obs, next_actions = sample_transitions(data, index)
@@ -403,13 +396,14 @@ def main(argv=None):
     else:
         args, actor, scale, facts, history = train(args, folder, saved, device, make_worlds)
     env = make_worlds(args.num_seeds * args.final_episodes, facts["num_agents"])
-    returns = evaluate(actor, env, scale, args.eval_seed + 1)
+    policy = partial(policy_actions, actor, scale=scale)
+    returns = evaluate(policy, env, args.num_seeds, args.eval_seed + 1)
     summary = runs.summarise(args, normalise(returns.mean(1), facts), history)
     summary |= dict(wall_s=round(time.time() - start, 1), device=str(device))
     if not args.eval_only:
         runs.save_results(folder, asdict(args), summary, returns, history)
     if args.video:
-        runs.record_gif(folder / "greedy.gif", partial(policy_actions, actor, scale=scale), env, args.eval_seed)
+        runs.record_gif(folder / "greedy.gif", policy, env, args.eval_seed)
     print(json.dumps(summary), flush=True)
     return summary
 
@@ -465,8 +459,11 @@ def train(args, folder, saved, device, make_worlds):
                 q_online = critic_values(critic, next_state, joint) if args.backup == "spacql" else q_target
                 weights = backup_weights(args.backup, q_online, args.weight_temperature)
                 target = spacql_target(rewards, q_target, weights, args.gamma)
-                drawn = order[:, update, :, 0].argsort(-1)[..., : args.penalty_agents]  # [S, B, M]
-                agents = dict(cfcql=drawn, macql=everyone, none=drawn[..., :0])[args.penalty]
+
+            # ---- penalty: the joint actions that equation (5) holds against the data
+            drawn = order[:, update, :, 0].argsort(-1)[..., : args.penalty_agents]  # [S, B, M]
+            agents = dict(cfcql=drawn, macql=everyone, none=drawn[..., :0])[args.penalty]
+            with torch.no_grad():
                 both = [actor_outputs(actor, o).tanh() for o in (obs, next_obs)] if near_policies else None
                 proposals = propose(agents, generators, args.candidates, action_dim, both)
                 others, log_density = candidates(args.penalty, actions, agents, *proposals)
@@ -487,7 +484,8 @@ def train(args, folder, saved, device, make_worlds):
         alternatives = norm(counterfactuals(actions, everyone, outputs.tanh().unsqueeze(3)))  # [S, B, N, N * A]
         q = critic_values([p.detach() for p in critic], state, alternatives).mean(1)  # [S, B, N]
         adams["actor"].zero_grad()
-        actor_loss(args.actor_loss, outputs, q, actions, args.action_l2, args.output_l2).sum().backward()
+        weights = (args.clone_weight, args.action_l2, args.output_l2)
+        actor_loss(args.actor_loss, outputs, q, actions, *weights).sum().backward()
         clip_each(actor, args.max_grad_norm)
         adams["actor"].step()
 
@@ -500,7 +498,8 @@ def train(args, folder, saved, device, make_worlds):
             continue
         if not all(p.isfinite().all() for p in critic + actor):
             raise InputError(f"training diverged by round {round_number + 1}: try a smaller --learning-rate")
-        scores = normalise(evaluate(actor, env, scale, args.eval_seed).mean(1), facts)  # [S]
+        returns = evaluate(partial(policy_actions, actor, scale=scale), env, args.num_seeds, args.eval_seed)
+        scores = normalise(returns.mean(1), facts)  # [S]
         best = scores > torch.tensor(history["scores"] if history else [[float("-inf")]], device=device).amax(0)
         for kept, param in zip(best_actor, actor, strict=True):
             kept[best] = param.detach()[best]

@@ -99,6 +99,19 @@ def make_env(env_id, num_worlds, num_agents=None, device="cpu", seed=0, action_k
     return Worlds(env_id, num_worlds, action_kind, 3 if num_agents is None else num_agents, prey, device, seed=seed)
 
 
+@torch.no_grad()
+def evaluate(policy, env, num_seeds: int, seed: int) -> torch.Tensor:
+    """Undiscounted returns [S, episodes] of teams, mean over agents; every seed's team from the same starts.
+
+    policy: observations [S, B, N, O] as the environment gives them -> actions [S, B, N, ...].
+    """
+    obs, returns = env.reset(seed=seed, copies=num_seeds), 0.0
+    for _ in range(env.horizon):  # episodes only end by their time limit: nothing to mask
+        obs, rewards = env.step(policy(obs.unflatten(0, (num_seeds, -1))).flatten(0, 1))
+        returns = returns + rewards.mean(-1)
+    return returns.view(num_seeds, -1)
+
+
 def find_prey(env_id, dataset: str, prey: str | None = None, device="cpu"):
     """The prey that an OMAR folder was logged with, for `make_env`: from the file `prey`, or from the one beside or
     above the folder `dataset`. None, which means the shipped one, for other data, and where the task has no prey."""

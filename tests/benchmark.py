@@ -749,9 +749,9 @@ gradients are those of the fastest repetition (whole datasets, scores and first 
 shared processors whose speed varies by a third: compare figures of one table, not of two.
 """
 EXPLANATIONS = {
-    "round": """Five critic updates, an actor update and a Polyak step on spread; ten critics, one seed. *critics*: the
-penalty's candidates (in spacql_continuous.py they are drawn under *target*), the forward pass, clipping and
-Adam. `Loops` (in the same file) does the same round with a network for each member and agent, from the same
+    "round": """Five critic updates, an actor update and a Polyak step on spread; ten critics, one seed. *penalty*: the
+joint actions that it weighs; their values are part of the *critics*' forward pass, with which clipping and Adam
+are counted. `Loops` (in the same file) does the same round with a network for each member and agent, from the same
 parameters and random numbers, but repeats a state for each row that it asks about, hence more operations;
 *distance* is the most by which a network then differs, over the way it went in the round. *of two*: Loops with
 two critics, CFCQL's number, but with SPaCQL's target. *with drawing*: the same, plus the time in which CFCQL's

@@ -302,6 +302,16 @@ def check_weights(summary, backup):
         assert (weights, k_eff) == (pytest.approx(WEIGHTS[backup][0], abs=1e-4), pytest.approx(WEIGHTS[backup][1]))
 
 
+def check_cloning(run):
+    """--actor-loss bc: whatever the critics learn, the actors end the same."""
+    for i, flags in enumerate(("", "--cql-alpha 0.1 --gamma 0.1 --clone-weight 2", "--actor-loss td3bc")):
+        run(f"--actor-loss bc --rounds 2 --final-episodes 1 {flags} --name {i}")
+    ends = [load(f"runs/{i}") for i in range(3)]
+    assert not torch.equal(ends[0]["critic"][0], ends[1]["critic"][0])
+    assert all(map(torch.equal, ends[0]["actor"], ends[1]["actor"]))
+    assert not torch.equal(ends[0]["actor"][0], ends[2]["actor"][0])
+
+
 def check_flags_matter(run, flags, more=""):
     """A flag that is read and then ignored would leave the same networks."""
     ends = []

@@ -16,7 +16,7 @@ ROUNDS = ["", "--penalty-agents 3 --backup joint", "--backup uniform --weight-te
 def test_rounds_end_where_those_of_plain_loops_do(script, flags):
     seen, loops, distance = benchmark.compare(script, f"{SMALL} {flags}", rounds=2, members=(2,))
     assert distance < 0.01 and list(loops) == [3, 2]
-    assert {"sample", "target", "critics", "critics, backward", "actors", "Polyak"} == set(seen.shares())
+    assert {"sample", "target", "penalty", "critics", "critics, backward", "actors", "Polyak"} == set(seen.shares())
     assert len(seen.totals) == 2 and abs(sum(seen.shares().values()) - 1) < 1e-9
 
 

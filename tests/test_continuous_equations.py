@@ -91,7 +91,7 @@ def test_a_difference_of_code_is_told_from_one_of_text():
 
 def test_the_scripts_have_the_same_flags_in_the_same_order():
     """But for what only one of them has; a default differs only where it goes by task here."""
-    own = set("prey actor_loss candidates action_norm action_l2 output_l2 actor_learning_rate".split())
+    own = set("prey candidates action_norm action_l2 output_l2 actor_learning_rate".split())
     ours, sisters = (vars(module.Args()) for module in (spacql_continuous, spacql))
     assert [name for name in ours if name not in own] == [name for name in sisters if name != "entropy_coef"]
     assert own < ours.keys() and not own & sisters.keys()
@@ -563,7 +563,7 @@ def test_wrongly_joined_candidates_are_noticed(wrong):
 # ------------------------------------------------------------------------------------ (6) actor's loss
 
 
-def check_actor_loss(loss, kind, seed, shape, action_l2=0.3, output_l2=0.07):
+def check_actor_loss(loss, kind, seed, shape, clone_weight=0.6, action_l2=0.3, output_l2=0.07):
     """Every agent's loss by loops, and its slopes in Q and in the outputs, whose tanh is the action."""
     num_seeds, batch, num, dim = shape
     q, outputs = normal(seed, num_seeds, batch, num).requires_grad_(), normal(seed + 1, *shape).requires_grad_()
@@ -580,15 +580,15 @@ def check_actor_loss(loss, kind, seed, shape, action_l2=0.3, output_l2=0.07):
                 for a in range(dim):
                     output = float(outputs[s, b, i, a])
                     action = math.tanh(output)
+                    clone = clone_weight if kind == "spacql" else 1.0
+                    value = clone * (action - float(logged[s, b, i, a])) ** 2
+                    slope = 2 * clone * (action - float(logged[s, b, i, a])) * (1 - action**2)
                     if kind == "spacql":
-                        value, slope = action_l2 * action**2 + output_l2 * output**2, 2 * output_l2 * output
-                        slope += 2 * action_l2 * action * (1 - action**2)
-                    else:
-                        value = (action - float(logged[s, b, i, a])) ** 2
-                        slope = 2 * (action - float(logged[s, b, i, a])) * (1 - action**2)
+                        value += action_l2 * action**2 + output_l2 * output**2
+                        slope += 2 * action_l2 * action * (1 - action**2) + 2 * output_l2 * output
                     expected[s, i] += value / (batch * dim)
                     steps[s, b, i, a] = slope / (batch * dim)
-    actual = loss(kind, outputs, q, logged, action_l2, output_l2)
+    actual = loss(kind, outputs, q, logged, clone_weight, action_l2, output_l2)
     close(actual, expected)
     in_q, in_outputs = torch.autograd.grad(actual.sum(), (q, outputs), allow_unused=True)
     close(torch.zeros_like(q) if in_q is None else in_q, slopes)
@@ -608,14 +608,24 @@ def td3bc_scaled_by(scale):
 
 
 MISTAKES["actor loss"] = {  # (kind, wrong function)
-    "sign": ("spacql", losing(lambda kind, x, q, logged, l2, out: (kind, x, -q, logged, l2, out))),
-    "no L2 on actions": ("spacql", losing(lambda kind, x, q, logged, l2, out: (kind, x, q, logged, 0, out))),
-    "no L2 on outputs": ("spacql", losing(lambda kind, x, q, logged, l2, out: (kind, x, q, logged, l2, 0))),
-    "weights of L2 swapped": ("spacql", losing(lambda kind, x, q, logged, l2, out: (kind, x, q, logged, out, l2))),
-    "no tanh": ("spacql", losing(lambda kind, x, q, logged, l2, out: (kind, x, q, logged, 0, out + l2))),
-    "Q scaled": ("spacql", losing(lambda kind, x, q, logged, l2, out: (kind, x, 2 * q, logged, l2, out))),
+    "sign": ("spacql", losing(lambda kind, x, q, *rest: (kind, x, -q, *rest))),
+    "no L2 on actions": (
+        "spacql",
+        losing(lambda kind, x, q, logged, clone, l2, out: (kind, x, q, logged, clone, 0, out)),
+    ),
+    "no L2 on outputs": (
+        "spacql",
+        losing(lambda kind, x, q, logged, clone, l2, out: (kind, x, q, logged, clone, l2, 0)),
+    ),
+    "weights of L2 swapped": (
+        "spacql",
+        losing(lambda kind, x, q, logged, clone, l2, out: (kind, x, q, logged, clone, out, l2)),
+    ),
+    "no tanh": ("spacql", losing(lambda kind, x, q, logged, clone, l2, out: (kind, x, q, logged, clone, 0, out + l2))),
+    "Q scaled": ("spacql", losing(lambda kind, x, q, *rest: (kind, x, 2 * q, *rest))),
     "another agent's Q": ("spacql", losing(lambda kind, x, q, logged, *l2: (kind, x, q.roll(1, 2), logged, *l2))),
     "another agent's outputs": ("spacql", losing(lambda kind, x, q, logged, *l2: (kind, x.roll(1, 2), q, logged, *l2))),
+    "no cloning": ("spacql", losing(lambda kind, x, q, logged, _, *l2: (kind, x, q, logged, 0, *l2))),
     "sum over the batch": ("spacql", lambda *args: args[1].shape[1] * spacql_continuous.actor_loss(*args)),
     "mean over agents": ("spacql", lambda *args: spacql_continuous.actor_loss(*args).mean(1, True).expand(-1, 3)),
     "not the cloning": ("bc", losing(lambda kind, *args: ("spacql", *args))),

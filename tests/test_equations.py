@@ -749,52 +749,90 @@ def test_a_wrong_critic_loss_is_noticed(wrong):
 # ------------------------------------------------------------------------------------ (6) actor's loss
 
 
-def check_actor_loss(loss, seed, shape, coef):
-    """Minus the mean over the batch of sum_a pi(a) (Q(a) - coef log pi(a)), by loops, and its exact gradient.
+def check_actor_loss(loss, kind, seed, shape, clone_weight, coef):
+    """Every agent's loss by loops, and its exact gradient in the logits.
 
-    With V = sum_a pi(a) Q(a) and H the entropy, the slope of the loss in the logit of a is
-    -pi(a) (Q(a) - V - coef (log pi(a) + H)) / B; without the bonus it is the policy gradient -pi(a) (Q(a) - V) / B.
+    With V = sum_a pi(a) Q(a) and H the entropy, the slope of -V - coef H in the logit of a is
+    -pi(a) (Q(a) - V - coef (log pi(a) + H)); that of -log pi(logged) is pi(a) - [a = logged].
     """
-    num_seeds, batch, num, _ = shape
+    num_seeds, batch, num, count = shape
     logits, q = normal(seed, *shape).requires_grad_(), normal(seed + 1, *shape)
+    logged = torch.randint(count, shape[:-1], generator=generator(seed + 2))
     expected, slopes = torch.zeros(num_seeds, num, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-    for s, b, i in indices(num_seeds, batch, num):
-        powers = [math.exp(v) for v in logits.detach()[s, b, i].tolist()]
-        pi = [p / sum(powers) for p in powers]
-        value = sum(p * float(q[s, b, i, a]) for a, p in enumerate(pi))
-        entropy = -sum(p * math.log(p) for p in pi)
-        expected[s, i] -= (value + coef * entropy) / batch
-        for a, p in enumerate(pi):
-            slopes[s, b, i, a] = -p * (float(q[s, b, i, a]) - value - coef * (math.log(p) + entropy)) / batch
-    actual = loss(logits, q, coef)
+    pi = logits.detach().exp() / logits.detach().exp().sum(-1, keepdim=True)
+    for s, i in indices(num_seeds, num):
+        values = [sum(float(pi[s, b, i, a] * q[s, b, i, a]) for a in range(count)) for b in range(batch)]
+        size = sum(map(abs, values)) / batch
+        pull = dict(spacql=1.0, bc=0.0, td3bc=2.5 / size)[kind]  # weight of Q; td3bc's is held fixed
+        clone, bonus = dict(spacql=(clone_weight, coef), bc=(1.0, 0.0), td3bc=(1.0, 0.0))[kind]
+        for b, value in enumerate(values):
+            p, action = pi[s, b, i].tolist(), int(logged[s, b, i])
+            entropy = -sum(x * math.log(x) for x in p)
+            expected[s, i] -= (pull * value + bonus * entropy + clone * math.log(p[action])) / batch
+            for a in range(count):
+                slope = -p[a] * (pull * (float(q[s, b, i, a]) - value) - bonus * (math.log(p[a]) + entropy))
+                slopes[s, b, i, a] = (slope + clone * (p[a] - (a == action))) / batch
+    actual = loss(kind, logits, q, logged, clone_weight, coef)
     close(actual, expected)
     close(torch.autograd.grad(actual.sum(), logits)[0], slopes)
 
 
 def ascend(logits, q, coef, rate, steps=1):
     """Action probabilities after some gradient steps on the logits themselves."""
+    logged = torch.zeros(q.shape[:-1], dtype=torch.long)
     for _ in range(steps):
         logits = logits.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(spacql.actor_loss(logits, q, coef).sum(), logits)
+        (slope,) = torch.autograd.grad(spacql.actor_loss("spacql", logits, q, logged, 0.0, coef).sum(), logits)
         logits = logits - rate * slope
     return logits.detach().softmax(-1)
 
 
-MISTAKES["actor loss"] = {
-    "sign": lambda logits, q, coef: -spacql.actor_loss(logits, q, coef),
-    "no bonus": lambda logits, q, coef: spacql.actor_loss(logits, q, 0.0),
-    "entropy punished": lambda logits, q, coef: spacql.actor_loss(logits, q, -coef),
-    "best action only": lambda logits, q, coef: -q.amax(-1).mean(1) + 0 * logits.sum((1, 3)),
-    "all actions alike": lambda logits, q, coef: spacql.actor_loss(0 * logits, q, coef),
-    "sum over the batch": lambda logits, q, coef: spacql.actor_loss(logits, q, coef) * logits.shape[1],
-    "mean over agents": lambda logits, q, coef: spacql.actor_loss(logits, q, coef).mean(-1, True).expand(-1, 3),
+def losing(change):
+    """A mistake: `actor_loss` of changed arguments."""
+    return lambda *args: spacql.actor_loss(*change(*args))
+
+
+def td3bc_scaled_by(scale):
+    """A mistake: TD3+BC with another scale of Q."""
+
+    def loss(kind, logits, q, logged, *weights):
+        value = (logits.softmax(-1) * q).sum(-1)
+        return spacql.actor_loss("bc", logits, q, logged, *weights) - 2.5 * (value / scale(value)).mean(1)
+
+    return loss
+
+
+MISTAKES["actor loss"] = {  # (kind, wrong function)
+    "sign": ("spacql", losing(lambda kind, x, q, *rest: (kind, x, -q, *rest))),
+    "no bonus": ("spacql", losing(lambda kind, x, q, a, clone, coef: (kind, x, q, a, clone, 0.0))),
+    "entropy punished": ("spacql", losing(lambda kind, x, q, a, clone, coef: (kind, x, q, a, clone, -coef))),
+    "weights swapped": ("spacql", losing(lambda kind, x, q, a, clone, coef: (kind, x, q, a, coef, clone))),
+    "no cloning": ("spacql", losing(lambda kind, x, q, a, clone, coef: (kind, x, q, a, 0.0, coef))),
+    "best action only": ("spacql", lambda kind, x, q, *rest: -q.amax(-1).mean(1) + 0 * x.sum((1, 3))),
+    "all actions alike": ("spacql", losing(lambda kind, x, *rest: (kind, 0 * x, *rest))),
+    "another agent's Q": ("spacql", losing(lambda kind, x, q, *rest: (kind, x, q.roll(1, 2), *rest))),
+    "sum over the batch": ("spacql", lambda *args: args[1].shape[1] * spacql.actor_loss(*args)),
+    "mean over agents": ("spacql", lambda *args: spacql.actor_loss(*args).mean(-1, True).expand(-1, 3)),
+    "clones another row": ("spacql", losing(lambda kind, x, q, a, *rest: (kind, x, q, a.roll(1, 1), *rest))),
+    "not the cloning": ("bc", losing(lambda kind, *rest: ("spacql", *rest))),
+    "clones another agent": ("bc", losing(lambda kind, x, q, a, *rest: (kind, x, q, a.roll(1, 2), *rest))),
+    "only clones": ("td3bc", losing(lambda kind, *rest: ("bc", *rest))),
+    "scale of the team": ("td3bc", td3bc_scaled_by(lambda v: v.detach().abs().mean((1, 2), keepdim=True))),
+    "scale has a gradient": ("td3bc", td3bc_scaled_by(lambda v: v.abs().mean(1, keepdim=True))),
+    "scale of the mean": ("td3bc", td3bc_scaled_by(lambda v: v.detach().mean(1, keepdim=True).abs())),
 }
 
 
 @repeatable
-@given(SEEDS, st.tuples(SMALL, SMALL, SMALL, st.integers(1, 5)), st.floats(0, 3))
-def test_actor_loss_has_the_exact_policy_gradient(seed, shape, coef):
-    check_actor_loss(spacql.actor_loss, seed, shape, coef)
+@given(
+    st.sampled_from(spacql.CHOICES["actor_loss"]),
+    SEEDS,
+    st.tuples(SMALL, SMALL, SMALL, st.integers(1, 5)),
+    st.floats(0, 3),
+    st.floats(0, 3),
+)
+def test_actor_loss_has_the_exact_policy_gradient(kind, seed, shape, clone_weight, coef):
+    check_actor_loss(spacql.actor_loss, kind, seed, shape, clone_weight, coef)
 
 
 @repeatable
@@ -821,7 +859,9 @@ def test_the_bonus_leads_to_a_softmax_of_q_and_in_the_limit_to_uniform(seed, coe
 
 @mistakes("actor loss")
 def test_a_wrong_actor_loss_is_noticed(wrong):
-    rejects(check_actor_loss, wrong, 0, (2, 2, 3, 4), 0.3)
+    kind, function = wrong
+    check_actor_loss(spacql.actor_loss, kind, 0, (2, 4, 3, 4), 0.7, 0.3)
+    rejects(check_actor_loss, function, kind, 0, (2, 4, 3, 4), 0.7, 0.3)
 
 
 # --------------------------------------------------------------------------------------- joint actions

@@ -84,7 +84,8 @@ def test_best_actor_scores_the_best_mean(finished):
     folder, summary = finished
     saved = load(folder)
     env = make_env("simple_spread", 2 * 8)
-    score = normalise(spacql.evaluate(saved["best"], env, saved["scale"], 12345).mean(), saved["facts"])
+    policy = functools.partial(spacql.greedy_actions, saved["best"], scale=saved["scale"])
+    score = normalise(spacql.evaluate(policy, env, 2, 12345).mean(), saved["facts"])
     assert float(score) == pytest.approx(summary["best_mean"], abs=0.006)
 
 
@@ -92,7 +93,7 @@ def test_best_actor_is_kept_apart_for_each_seed(run, monkeypatch):
     """Seed 0 is said to get worse, seed 1 to get better; the best of seed 0 is what two rounds alone lead to."""
     calls = []
 
-    def evaluate(actor, *_):
+    def evaluate(*_):
         calls.append(len(calls))
         return torch.tensor([-float(calls[-1]), float(calls[-1])])[:, None].expand(2, 4)
 
@@ -120,11 +121,16 @@ def test_every_backup_and_penalty_runs(backup, penalty, run):
     common.check_weights(run(f"--backup {backup} --penalty {penalty} --num-critics 2"), backup)
 
 
+def test_cloning_needs_no_critics(run):
+    common.check_cloning(run)
+
+
 def test_backups_and_penalties_end_differently(run):
     flags = ["", "--backup joint", "--backup icql-qs", "--backup uniform", "--penalty macql", "--penalty none"]
     flags += ["--cql-alpha 0.1", "--weight-temperature 9", "--entropy-coef 0", "--gamma 0.5", "--max-grad-norm 0.01"]
     flags += ["--penalty-agents 3", "--critic-updates 2", "--learning-rate 0.1", "--tau 0.5", "--data-seed 1"]
     flags += ["--k-samples 2", "--k-samples 1", "--k-samples 2 --backup uniform"]
+    flags += ["--actor-loss bc", "--actor-loss td3bc", "--clone-weight 1"]
     common.check_flags_matter(run, flags)
 
 
@@ -397,7 +403,7 @@ def test_training_raises_the_score(run):
 ACTOR_LOSS = spacql.actor_loss
 BROKEN = {
     "a target of noise": ("spacql_target", lambda rewards, *_: torch.randn_like(rewards)),
-    "the actors' sign": ("actor_loss", lambda logits, q, coef: ACTOR_LOSS(logits, -q, coef)),
+    "the actors' sign": ("actor_loss", lambda kind, x, q, *rest: ACTOR_LOSS(kind, x, -q, *rest)),
 }
 
 
