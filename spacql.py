@@ -1,4 +1,4 @@
-"""SPaCQL with discrete actions on the particle worlds, in one file.
+"""SPaCQL with discrete actions on the particle worlds and a small game, in one file.
 
 Reference: Jin and Montana, "Partial Action Replacement: Tackling Distribution Shift in Offline MARL", AAAI 2026
 (arXiv 2511.07629). Networks and most settings are those of CFCQL (Shao et al. 2023), which the paper keeps.
@@ -41,26 +41,29 @@ import torch
 from tqdm import tqdm
 
 from data import runs
-from data.datasets import evaluate, load_dataset, make_env, normalise
+from data.datasets import describe, evaluate, load_dataset, make_env, normalise
 from data.errors import InputError
+from data.estimators import KINDS, estimator
 from data.files import run_script, say
-from data.stacked import cache_parts, clip_each, init_networks, per_seed
-from data.worlds import ENV_IDS, NUM_ACTIONS
+from data.stacked import cache_parts, clip_each, draw_sizes, init_networks, per_seed
+from data.worlds import NUM_ACTIONS
 
 # Values by task. The paper_* ones and CQL_ALPHA, alpha in (5), are CFCQL's; the rest are ours (README, Results).
 TASKS = {
     "simple_spread": dict(learning_rate=0.01, entropy_coef=0.5, paper_learning_rate=0.01, paper_rounds=2000),
     "simple_tag": dict(learning_rate=0.003, entropy_coef=0.1, paper_learning_rate=0.001, paper_rounds=2000),
     "simple_world": dict(learning_rate=0.003, entropy_coef=0.1, paper_learning_rate=0.001, paper_rounds=5000),
+    "two_doors": dict(learning_rate=0.01, entropy_coef=0.02, paper_learning_rate=0.01, paper_rounds=2000),  # all ours
 }
 CQL_ALPHA = {
     "simple_spread": {"random": 0.5, "medium-replay": 1.0, "medium": 5.0, "expert": 2.5},
     "simple_tag": {"random": 0.5, "medium-replay": 0.5, "medium": 0.6, "expert": 2.0},
     "simple_world": {"random": 0.5, "medium-replay": 0.5, "medium": 0.32, "expert": 0.3},
+    "two_doors": {"random": 0.5, "mix": 0.5},  # ours
 }
 DEFAULT_SIZES = dict(rounds=800, batch_size=256, penalty_agents=1)  # minutes on two cores
-CHOICES = dict(env_id=ENV_IDS, backup=("spacql", "icql-qs", "joint", "uniform"), penalty=("cfcql", "macql", "none"))
-CHOICES |= dict(actor_loss=("spacql", "bc", "td3bc"))
+CHOICES = dict(backup=("spacql", "icql-qs", "joint", "uniform"), penalty=("cfcql", "macql", "none"), uncertainty=KINDS)
+CHOICES |= dict(env_id=tuple(TASKS), actor_loss=("spacql", "bc", "td3bc"))
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,9 @@ class Args:
     """Train SPaCQL (or one of its special cases) offline. Symbols in brackets are the paper's."""
 
     env_id: str = "simple_spread"
-    """simple_spread, simple_tag or simple_world"""
+    """simple_spread, simple_tag, simple_world or two_doors, a game of coordination (data/games.py)"""
     dataset: str = "medium"
-    """random, medium-replay, medium, expert, or the path of an .h5 file in this project's format"""
+    """random, medium-replay, medium, expert, mix:teams=3,unit=step,share=0.5,noise=0.1, or the path of an .h5 file"""
     backup: str = "spacql"
     """TD target: spacql (w_k by uncertainty), icql-qs (k = 1), joint (k = n), uniform (w_k = 1/n)"""
     penalty: str = "cfcql"
@@ -78,7 +81,9 @@ class Args:
     actor_loss: str = "spacql"
     """spacql (equation 6), bc (behaviour cloning; the critics have no say), td3bc (both)"""
     clone_weight: float = 0.0
-    """weight of behaviour cloning added to equation (6) (ours)"""
+    """weight of behaviour cloning added to equation (6), ours, times the data's predictability to --clone-power"""
+    clone_power: float = 2.0
+    """power of the predictability of the logged actions, 0 for random data to 1; with power 0 the weight is as given"""
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
     k_samples: int | None = None
@@ -89,6 +94,10 @@ class Args:
     """[alpha] weight of the penalty; default by task and quality from CQL_ALPHA"""
     weight_temperature: float = 1.0
     """[beta] w_k ~ u_k^-beta; 1 is the paper's rule, 0 is uniform"""
+    uncertainty: str = "std"
+    """[u_k] std over the members (the paper), range, relative, likelihood, neighbour (data/estimators.py)"""
+    init_gain: float = 1.0
+    """factor on the critics' first weights of the last layer: above 1 members start further apart (ours)"""
     entropy_coef: float | None = None
     """entropy bonus of the softmax actors (ours); default by task from TASKS"""
     seed: int = 0
@@ -268,22 +277,9 @@ def backup_sizes(backup, num_agents):
     return {"icql-qs": [1], "joint": [num_agents]}.get(backup, list(range(1, num_agents + 1)))
 
 
-def draw_sizes(sizes, count, batch, generators):
-    """`count` of the sizes [K] for each transition, [S, B, count], evenly spaced from a random start; or all, [K].
-    Each has the same chance: with equal weights the target (4) over those drawn is unbiased. Weights by uncertainty are
-    normalised over those drawn, hence biased, less so for more."""
-    if count == len(sizes):
-        return sizes
-    start = per_seed(torch.rand, generators, (batch, 1))  # [S, B, 1]
-    place = (torch.arange(count, device=sizes.device) + start) * len(sizes) / count
-    return sizes[place.long().clamp(max=len(sizes) - 1)]  # rounding may reach K
-
-
-def backup_weights(backup, q_online, temperature):
-    """Weights [S, B, K] of the sizes in use: by the members' spread for spacql, else equal."""
-    if backup == "spacql":
-        return replacement_weights(uncertainty(q_online), temperature)
-    return torch.full_like(q_online[:, 0], 1 / q_online.shape[-1])
+def backup_weights(backup, u, temperature):
+    """Weights [S, B, K] of the sizes in use: by their uncertainty u [S, B, K] for spacql, else equal."""
+    return replacement_weights(u, temperature) if backup == "spacql" else torch.full_like(u, 1 / u.shape[-1])
 
 
 # --------------------------------------------------------------------------- data, scores, diagnostics
@@ -312,26 +308,25 @@ def sample_transitions(data, index):
 
 def greedy_actions(actor, obs, scale):
     """The most likely actions [S, B, N] on observations [S, B, N, O] as the environment gives them."""
-    mean, std = scale
-    return actor_logits(actor, (obs.to(mean.device) - mean) / std).argmax(-1)
+    return actor_logits(actor, (obs.to(scale[0].device) - scale[0]) / scale[1]).argmax(-1)
 
 
 @torch.no_grad()
-def diagnose(nets, data, index, noise, backup, temperature):
+def diagnose(nets, data, estimate, index, noise, backup, temperature):
     """What to watch on fixed transitions: w_k, u_k [S, N]; k_eff, entropy, Q on data and on uniform actions [S]."""
     state, actions, _, next_state, next_actions = sample_transitions(data, index)
     num, used = actions.shape[-1], [k - 1 for k in backup_sizes(backup, actions.shape[-1])]
     sizes = torch.arange(1, num + 1, device=state.device)
     policy = sample_actions(actor_logits(nets["target_actor"], next_state.unflatten(-1, (num, -1))), noise[..., 0])
     joint = one_hot(partial_replacement(next_actions, policy, noise[..., 1], sizes))
-    q_next = critic_values(nets["critic"], next_state, joint)
-    weights = torch.zeros_like(q_next[:, 0])  # [S, B, N], zero at sizes that are not in use
-    weights[..., used] = backup_weights(backup, q_next[..., used], temperature)
+    u = estimate(nets["critic"], next_state, joint, next_actions)
+    weights = torch.zeros_like(u)  # [S, B, N], zero at sizes that are not in use
+    weights[..., used] = backup_weights(backup, u[..., used], temperature)
     uniform = (noise[:, :, 0, :, 0] * NUM_ACTIONS).long()
     q_both = critic_values(nets["critic"], state, one_hot(torch.stack([actions, uniform], dim=2))).mean((1, 2))
     logits = actor_logits(nets["actor"], state.unflatten(-1, (num, -1)))
     entropy = torch.distributions.Categorical(logits=logits).entropy().mean((1, 2))
-    report = dict(weights=weights.mean(1), u=uncertainty(q_next).mean(1), k_eff=(weights * sizes).sum(-1).mean(1))
+    report = dict(weights=weights.mean(1), u=u.mean(1), k_eff=(weights * sizes).sum(-1).mean(1))
     return report | dict(q_data=q_both[:, 0], q_ood=q_both[:, 1], entropy=entropy)
 
 
@@ -375,26 +370,28 @@ def main(argv=None):
 def train(args, folder, saved, device):
     """The algorithm. Returns the filled-in arguments, actors, scale of inputs, facts of the data, and history."""
     dataset = load_dataset(args.env_id, args.dataset, args.dataset_size, args.data_seed, args.data_dir)
-    num, obs_dim = dataset.observations.shape[2:]
+    (num, obs_dim), hidden = dataset.observations.shape[2:], (args.hidden, args.hidden)
     facts = {k: dataset.facts[k] for k in ("quality", "random_score", "expert_score")} | dict(num_agents=num)
     num_transitions = dataset.actions[:, 1:, 0].numel()  # all but the last step of each episode
     args = fill_in(args, facts["quality"], num)
     data, scale = to_device(dataset, device)
+    clone_weight = args.clone_weight * dataset.facts["predictability"] ** args.clone_power
 
     # A seed draws from its own generator only: trained together or alone, it ends the same, to rounding.
     generators = [torch.Generator(device).manual_seed(args.seed + i) for i in range(args.num_seeds)]
-    critic = init_networks(generators, args.num_critics, (num * (obs_dim + NUM_ACTIONS), args.hidden, args.hidden, 1))
-    actor = init_networks(generators, num, (obs_dim, args.hidden, args.hidden, NUM_ACTIONS))
+    critic = init_networks(generators, args.num_critics, (num * (obs_dim + NUM_ACTIONS), *hidden, 1), args.init_gain)
+    actor = init_networks(generators, num, (obs_dim, *hidden, NUM_ACTIONS))
     target_critic, target_actor, best_actor = ([p.clone() for p in params] for params in (critic, actor, actor))
     nets = dict(critic=critic, actor=actor, target_critic=target_critic, target_actor=target_actor, best=best_actor)
     make_adam = partial(torch.optim.Adam, lr=args.learning_rate, fused=True)
     adams = {name: make_adam([p.requires_grad_() for p in nets[name]]) for name in ("critic", "actor")}
     first_round, history = runs.restore(saved, nets, adams, generators) if saved else (0, {})
-    say(f"{args.env_id} {args.dataset}: mean score of the data {normalise(dataset.mean_return, facts):.1f}")
+    say(f"{args.env_id} {args.dataset}: {describe(dataset)}")
 
     env = make_env(args.env_id, args.num_seeds * args.eval_episodes, num, device)
     sizes = torch.tensor(backup_sizes(args.backup, num), device=device)  # [K]
     num_sizes = min(args.k_samples or len(sizes), len(sizes))  # K in the loop
+    estimate = estimator(args, data, uncertainty, critic_values)
     everyone = torch.arange(num, device=device).expand(args.num_seeds, args.batch_size, -1)  # [S, B, N]
     probe = [torch.Generator(device).manual_seed(args.eval_seed)]  # transitions to diagnose, the same for all seeds
     probe_index = per_seed(torch.randint, probe, num_transitions, (1024,)).expand(args.num_seeds, -1)
@@ -416,8 +413,8 @@ def train(args, folder, saved, device):
                 used = draw_sizes(sizes, num_sizes, args.batch_size, generators)
                 joint = one_hot(partial_replacement(next_actions, policy, noise[:, update, :, 1:, :, 1], used))
                 q_target = critic_values(target_critic, next_state, joint)  # [S, E, B, K]
-                q_online = critic_values(critic, next_state, joint) if args.backup == "spacql" else q_target
-                weights = backup_weights(args.backup, q_online, args.weight_temperature)
+                u = estimate(critic, next_state, joint, next_actions) if args.backup == "spacql" else q_target[:, 0]
+                weights = backup_weights(args.backup, u, args.weight_temperature)
                 target = spacql_target(rewards, q_target, weights, args.gamma)
 
             # ---- penalty: the joint actions that equation (5) holds against the data
@@ -441,7 +438,7 @@ def train(args, folder, saved, device):
             q = critic_values(critic, state, alternatives).mean(1).unflatten(-1, (num, -1))  # [S, B, N, A]
         logits = actor_logits(actor, state.unflatten(-1, (num, -1)))
         adams["actor"].zero_grad()
-        actor_loss(args.actor_loss, logits, q, actions, args.clone_weight, args.entropy_coef).sum().backward()
+        actor_loss(args.actor_loss, logits, q, actions, clone_weight, args.entropy_coef).sum().backward()
         clip_each(actor, args.max_grad_norm)
         adams["actor"].step()
 
@@ -459,7 +456,7 @@ def train(args, folder, saved, device):
         best = scores > torch.tensor(history["scores"] if history else [[float("-inf")]], device=device).amax(0)
         for kept, param in zip(best_actor, actor, strict=True):
             kept[best] = param.detach()[best]
-        report = diagnose(nets, data, probe_index, probe_noise, args.backup, args.weight_temperature)
+        report = diagnose(nets, data, estimate, probe_index, probe_noise, args.backup, args.weight_temperature)
         report |= dict(scores=scores, critic_loss=loss.detach().mean(1))
         runs.log_report(writer, history, round_number + 1, report)
         bar.set_postfix(score=f"{float(scores.mean()):.1f}", k_eff=f"{float(report['k_eff'].mean()):.2f}")

@@ -38,10 +38,11 @@ from tqdm import tqdm
 
 from data import runs
 from data.behaviour import CONTINUOUS_ENV_IDS
-from data.datasets import evaluate, find_prey, load_dataset, make_env, normalise
+from data.datasets import describe, evaluate, find_prey, load_dataset, make_env, normalise
 from data.errors import InputError
+from data.estimators import KINDS, estimator
 from data.files import run_script, say
-from data.stacked import cache_parts, clip_each, init_networks, per_seed
+from data.stacked import cache_parts, clip_each, draw_sizes, init_networks, per_seed
 
 # Values by task. CFCQL's: gamma, tau, hidden, the paper_* ones, CQL_ALPHA (alpha in (5)); ours: the rest (README).
 PARTICLES = dict(gamma=0.95, tau=0.01, hidden=64, batch_size=256, output_l2=0.1, action_norm="none")
@@ -61,10 +62,8 @@ CQL_ALPHA = {
     "HalfCheetah-2x3": {"random": 0.1, "medium-replay": 0.4, "medium": 1.0, "expert": 1.7},
 }
 TARGET_NOISE, CANDIDATE_NOISE = 0.05, 0.2  # standard deviations, CFCQL's
-CHOICES = dict(env_id=CONTINUOUS_ENV_IDS, backup=("spacql", "icql-qs", "joint", "uniform"))
-CHOICES |= dict(
-    penalty=("cfcql", "macql", "none"), actor_loss=("spacql", "bc", "td3bc"), action_norm=("centre", "none", "call")
-)
+CHOICES = dict(backup=("spacql", "icql-qs", "joint", "uniform"), penalty=("cfcql", "macql", "none"), uncertainty=KINDS)
+CHOICES |= dict(env_id=CONTINUOUS_ENV_IDS, actor_loss=("spacql", "bc", "td3bc"), action_norm=("centre", "none", "call"))
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,9 @@ class Args:
     actor_loss: str = "spacql"
     """spacql (equation 6), bc (behaviour cloning; the critics have no say), td3bc (both)"""
     clone_weight: float = 0.0
-    """weight of behaviour cloning added to equation (6) (ours)"""
+    """weight of behaviour cloning added to equation (6), ours, times the data's predictability to --clone-power"""
+    clone_power: float = 2.0
+    """power of the predictability of the logged actions, 0 for random data to 1; with power 0 the weight is as given"""
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
     k_samples: int | None = None
@@ -95,6 +96,10 @@ class Args:
     """[alpha] weight of the penalty; default by task and quality from CQL_ALPHA"""
     weight_temperature: float = 1.0
     """[beta] w_k ~ u_k^-beta; 1 is the paper's rule, 0 is uniform"""
+    uncertainty: str = "std"
+    """[u_k] std over the members (the paper), range, relative, likelihood, neighbour (data/estimators.py)"""
+    init_gain: float = 1.0
+    """factor on the critics' first weights of the last layer: above 1 members start further apart (ours)"""
     candidates: int = 10
     """[C] candidate actions per agent in the penalty, from each of the distributions they are drawn from"""
     action_norm: str | None = None
@@ -294,22 +299,9 @@ def backup_sizes(backup, num_agents):
     return {"icql-qs": [1], "joint": [num_agents]}.get(backup, list(range(1, num_agents + 1)))
 
 
-def draw_sizes(sizes, count, batch, generators):
-    """`count` of the sizes [K] for each transition, [S, B, count], evenly spaced from a random start; or all, [K].
-    Each has the same chance: with equal weights the target (4) over those drawn is unbiased. Weights by uncertainty are
-    normalised over those drawn, hence biased, less so for more."""
-    if count == len(sizes):
-        return sizes
-    start = per_seed(torch.rand, generators, (batch, 1))  # [S, B, 1]
-    place = (torch.arange(count, device=sizes.device) + start) * len(sizes) / count
-    return sizes[place.long().clamp(max=len(sizes) - 1)]  # rounding may reach K
-
-
-def backup_weights(backup, q_online, temperature):
-    """Weights [S, B, K] of the sizes in use: by the members' spread for spacql, else equal."""
-    if backup == "spacql":
-        return replacement_weights(uncertainty(q_online), temperature)
-    return torch.full_like(q_online[:, 0], 1 / q_online.shape[-1])
+def backup_weights(backup, u, temperature):
+    """Weights [S, B, K] of the sizes in use: by their uncertainty u [S, B, K] for spacql, else equal."""
+    return replacement_weights(u, temperature) if backup == "spacql" else torch.full_like(u, 1 / u.shape[-1])
 
 
 # --------------------------------------------------------------------------- data, scores, diagnostics
@@ -352,20 +344,20 @@ def policy_actions(actor, obs, scale):
 
 
 @torch.no_grad()
-def diagnose(nets, data, norm, index, noise, backup, temperature):
+def diagnose(nets, data, norm, estimate, index, noise, backup, temperature):
     """What to watch on fixed transitions: w_k, u_k [S, N]; k_eff, saturation, Q on data and on uniform actions [S]."""
     state, obs, actions, _, next_state, next_obs, next_actions = sample_transitions(data, index)
     num, used = actions.shape[2], [k - 1 for k in backup_sizes(backup, actions.shape[2])]
     sizes = torch.arange(1, num + 1, device=state.device)
     policy = actor_outputs(nets["target_actor"], next_obs).tanh().unsqueeze(2)  # [S, B, 1, N, A]
-    joint = partial_replacement(next_actions, policy, noise[..., :num], sizes).flatten(-2).unsqueeze(3)
-    q_next = critic_values(nets["critic"], next_state, norm(joint))
-    weights = torch.zeros_like(q_next[:, 0])  # [S, B, N], zero at sizes that are not in use
-    weights[..., used] = backup_weights(backup, q_next[..., used], temperature)
+    joint = partial_replacement(next_actions, policy, noise[..., :num], sizes).flatten(-2)
+    u = estimate(nets["critic"], next_state, joint, next_actions)
+    weights = torch.zeros_like(u)  # [S, B, N], zero at sizes that are not in use
+    weights[..., used] = backup_weights(backup, u[..., used], temperature)
     both = torch.stack([actions, 2 * noise[..., num:] - 1], dim=2).flatten(-2).unsqueeze(3)  # logged; uniform
     q_both = critic_values(nets["critic"], state, norm(both)).mean((1, 2))
     saturated = (actor_outputs(nets["actor"], obs).abs() > 2.65).float().mean((1, 2, 3))  # beyond 0.99 of 1
-    report = dict(weights=weights.mean(1), u=uncertainty(q_next).mean(1), k_eff=(weights * sizes).sum(-1).mean(1))
+    report = dict(weights=weights.mean(1), u=u.mean(1), k_eff=(weights * sizes).sum(-1).mean(1))
     return report | dict(q_data=q_both[:, 0], q_ood=q_both[:, 1], saturated=saturated)
 
 
@@ -416,24 +408,26 @@ def train(args, folder, saved, device, make_worlds):
     num_transitions = dataset.actions[:, 1:, 0, 0].numel()  # all but the last step of each episode
     args = fill_in(args, facts["quality"], num)
     data, scale = to_device(dataset, device)
+    clone_weight = args.clone_weight * dataset.facts["predictability"] ** args.clone_power
 
     # A seed draws from its own generator only: trained together or alone, it ends the same, to rounding.
     generators = [torch.Generator(device).manual_seed(args.seed + i) for i in range(args.num_seeds)]
     in_dim = data["state"].shape[-1] + num * action_dim
-    critic = init_networks(generators, args.num_critics, (in_dim, args.hidden, args.hidden, 1))
+    critic = init_networks(generators, args.num_critics, (in_dim, args.hidden, args.hidden, 1), args.init_gain)
     actor = init_networks(generators, num, (obs_dim, args.hidden, args.hidden, action_dim))
     target_critic, target_actor, best_actor = ([p.clone() for p in params] for params in (critic, actor, actor))
     nets = dict(critic=critic, actor=actor, target_critic=target_critic, target_actor=target_actor, best=best_actor)
     rates = dict(critic=args.learning_rate, actor=args.actor_learning_rate or args.learning_rate)
     adams = {k: torch.optim.Adam([p.requires_grad_() for p in nets[k]], lr, fused=True) for k, lr in rates.items()}
     first_round, history = runs.restore(saved, nets, adams, generators) if saved else (0, {})
-    say(f"{args.env_id} {args.dataset}: mean score of the data {normalise(dataset.mean_return, facts):.1f}")
+    say(f"{args.env_id} {args.dataset}: {describe(dataset)}")
 
     env = make_worlds(args.num_seeds * args.eval_episodes, num)
     near_policies = args.env_id == "HalfCheetah-2x3"  # CFCQL draws candidates around them there only
     norm = partial(batch_norm, kind=args.action_norm)
     sizes = torch.tensor(backup_sizes(args.backup, num), device=device)  # [K]
     num_sizes = min(args.k_samples or len(sizes), len(sizes))  # K in the loop
+    estimate = estimator(args, data, uncertainty, critic_values, norm)
     everyone = torch.arange(num, device=device).expand(args.num_seeds, args.batch_size, -1)  # [S, B, N]
     probe = [torch.Generator(device).manual_seed(args.eval_seed)]  # transitions to diagnose, the same for all seeds
     probe_index = per_seed(torch.randint, probe, num_transitions, (1024,)).expand(args.num_seeds, -1)
@@ -453,11 +447,10 @@ def train(args, folder, saved, device, make_worlds):
             with torch.no_grad():
                 policy = (actor_outputs(target_actor, next_obs).tanh().unsqueeze(2) + jitter[:, update]).clamp(-1, 1)
                 used = draw_sizes(sizes, num_sizes, args.batch_size, generators)
-                joint = partial_replacement(next_actions, policy, order[:, update, :, 1:], used)
-                joint = norm(joint.flatten(-2).unsqueeze(3))  # [S, B, K, N * A]
-                q_target = critic_values(target_critic, next_state, joint)  # [S, E, B, K]
-                q_online = critic_values(critic, next_state, joint) if args.backup == "spacql" else q_target
-                weights = backup_weights(args.backup, q_online, args.weight_temperature)
+                joint = partial_replacement(next_actions, policy, order[:, update, :, 1:], used).flatten(-2)
+                q_target = critic_values(target_critic, next_state, norm(joint.unsqueeze(3)))  # [S, E, B, K]
+                u = estimate(critic, next_state, joint, next_actions) if args.backup == "spacql" else q_target[:, 0]
+                weights = backup_weights(args.backup, u, args.weight_temperature)
                 target = spacql_target(rewards, q_target, weights, args.gamma)
 
             # ---- penalty: the joint actions that equation (5) holds against the data
@@ -484,7 +477,7 @@ def train(args, folder, saved, device, make_worlds):
         alternatives = norm(counterfactuals(actions, everyone, outputs.tanh().unsqueeze(3)))  # [S, B, N, N * A]
         q = critic_values([p.detach() for p in critic], state, alternatives).mean(1)  # [S, B, N]
         adams["actor"].zero_grad()
-        weights = (args.clone_weight, args.action_l2, args.output_l2)
+        weights = (clone_weight, args.action_l2, args.output_l2)
         actor_loss(args.actor_loss, outputs, q, actions, *weights).sum().backward()
         clip_each(actor, args.max_grad_norm)
         adams["actor"].step()
@@ -503,7 +496,7 @@ def train(args, folder, saved, device, make_worlds):
         best = scores > torch.tensor(history["scores"] if history else [[float("-inf")]], device=device).amax(0)
         for kept, param in zip(best_actor, actor, strict=True):
             kept[best] = param.detach()[best]
-        report = diagnose(nets, data, norm, probe_index, probe_noise, args.backup, args.weight_temperature)
+        report = diagnose(nets, data, norm, estimate, probe_index, probe_noise, args.backup, args.weight_temperature)
         report |= dict(scores=scores, critic_loss=loss.detach().mean(1))
         runs.log_report(writer, history, round_number + 1, report)
         bar.set_postfix(score=f"{float(scores.mean()):.1f}", k_eff=f"{float(report['k_eff'].mean()):.2f}")

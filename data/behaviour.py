@@ -365,8 +365,9 @@ def greedy(params: list[torch.Tensor], action_kind: str = "discrete"):
 
 
 @torch.no_grad()
-def rollout(worlds, actor: list[torch.Tensor] | None, generator) -> dict[str, torch.Tensor]:
-    """One episode in every world: actions sampled from stacked actors `actor`, or uniform where it is None.
+def rollout(worlds, actor, generator) -> dict[str, torch.Tensor]:
+    """One episode in every world: actions sampled from stacked actors `actor`, or uniform where it is None, or those of
+    a function of observations [W, N, O] and the generator.
 
     Returns observations [W, T + 1, N, O], actions [W, T, N] (int64) or [W, T, N, A] (in [-1, 1]), rewards [W, T, N],
     and in HalfCheetah the simulator's states [W, T + 1, S].
@@ -377,7 +378,10 @@ def rollout(worlds, actor: list[torch.Tensor] | None, generator) -> dict[str, to
         log["states"] = [worlds.state()]
     for _ in range(worlds.horizon):
         obs = log["observations"][-1]
-        actions = policy.uniform(worlds, generator) if actor is None else policy.act(actor, obs, generator)
+        if callable(actor):
+            actions = actor(obs, generator)
+        else:
+            actions = policy.uniform(worlds, generator) if actor is None else policy.act(actor, obs, generator)
         obs, rewards = worlds.step(actions)
         for name, x in (("observations", obs), ("actions", actions), ("rewards", rewards)):
             log[name].append(x)

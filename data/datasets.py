@@ -8,19 +8,22 @@ A dataset is one HDF5 file. E episodes of T steps, N learning agents, O observat
     states        [E, T + 1, D]     float32   the simulator's state, HalfCheetah only: elsewhere the observations are it
     terminals     [E, T]            bool      all False: these tasks only stop by their time limit
     timeouts      [E, T]            bool      True at the last step of an episode
-    attributes    format, env_id, quality, action_kind, random_score, expert_score, seed, behaviour (JSON), versions
+    attributes    format, env_id, quality, action_kind, random_score, expert_score, seed, behaviour (JSON), versions,
+                  dataset (what was asked for), dependence and dependence_error (data/coordination.py)
 
 Files are simulated from the shipped behaviour policies, deterministically from a seed, and written to a temporary name
-that is renamed when complete. Only the learners' rows are stored; the prey belongs to the environment. Folders of
-arrays as the paper's data come in are read by data/omar.py.
+that is renamed when complete. Only the learners' rows are stored; the prey belongs to the environment. How much the
+agents' actions depend on one another is measured once, when a file is simulated; of other data, when they are loaded.
+Mixes of teams are made by data/coordination.py; folders of arrays as the paper's data come in are read by data/omar.py.
 """
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -30,8 +33,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import behaviour, cheetah_physics, half_cheetah, omar, worlds
+from data import behaviour, cheetah_physics, coordination, games, half_cheetah, omar, worlds
 from data.behaviour import CONTINUOUS_ENV_IDS, POLICY_DIR, action_dim, greedy, load_policies, policy_file, rollout
+from data.coordination import MixedTeams, is_mix, load_teams, measure_dependence, parse_mix, teams_file
 from data.errors import InputError, check_choice
 from data.files import atomic
 from data.half_cheetah import HalfCheetah
@@ -40,10 +44,13 @@ from data.worlds import ENV_IDS, NUM_ACTIONS, WITH_PREY, Worlds
 QUALITIES = omar.QUALITIES
 HDF5_SUFFIXES = (".h5", ".hdf5")
 FORMAT = "spacql-dataset-1"
-HORIZONS = {env_id: shape.horizon for env_id, shape in omar.SHAPES.items()}
-ENV_IDS_OF_KIND = {"discrete": ENV_IDS, "continuous": CONTINUOUS_ENV_IDS}
+HORIZONS = {env_id: shape.horizon for env_id, shape in omar.SHAPES.items()} | {games.ENV_ID: games.HORIZON}
+ENV_IDS_OF_KIND = {"discrete": (*ENV_IDS, games.ENV_ID), "continuous": CONTINUOUS_ENV_IDS}
 SCRIPT_OF_KIND = {"discrete": "spacql.py", "continuous": "spacql_continuous.py"}
 ATTRIBUTES = ("env_id", "quality", "action_kind", "random_score", "expert_score")
+MEASURED = ("dependence", "dependence_error", "predictability")  # attributes that a file may lack
+# In nats, above which a warning is due. PLACEHOLDER
+STRONG_DEPENDENCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,9 @@ class Simulation:
 
 
 SIMULATIONS = {
-    **dict.fromkeys(ENV_IDS, Simulation((worlds, behaviour), (), chunk=2000)),
-    half_cheetah.ENV_ID: Simulation((half_cheetah, cheetah_physics, behaviour), ("mujoco",), chunk=50),
+    **dict.fromkeys(ENV_IDS, Simulation((worlds, behaviour, coordination), (), chunk=2000)),
+    games.ENV_ID: Simulation((games, behaviour, coordination), (), chunk=2000),
+    half_cheetah.ENV_ID: Simulation((half_cheetah, cheetah_physics, behaviour, coordination), ("mujoco",), chunk=50),
 }
 RECORDED = ("torch", "numpy", "h5py")  # packages whose versions every file notes, beside those above
 
@@ -78,13 +86,26 @@ class Dataset:
         return float(self.rewards.double().mean(-1).sum(-1).mean())
 
 
+def describe(dataset: Dataset) -> str:
+    """What a script says of its data: one line, and a warning where the paper's bounds suffer (a "high kappa")."""
+    facts = dataset.facts
+    said = f"mean score of the data {normalise(dataset.mean_return, facts):.1f}, dependence of the agents' actions "
+    if np.isinf(facts["dependence_error"]):
+        return said + "not known (too few episodes)"
+    said += f"{facts['dependence']:.3f} ± {facts['dependence_error']:.3f} nats"
+    if facts["dependence"] > STRONG_DEPENDENCE:
+        said += "\nwarning: the agents' actions depend on one another, given the state: the paper's bounds for partial"
+        said += " replacement gain a term in that"
+    return said
+
+
 def normalise(score, facts: dict):
     """100 * (score - random) / (expert - random), by the scores of the dataset's own environment."""
     return 100 * (score - facts["random_score"]) / (facts["expert_score"] - facts["random_score"])
 
 
 def make_env(env_id, num_worlds, num_agents=None, device="cpu", seed=0, action_kind="discrete", prey=None):
-    """Batched worlds of a task: a `Worlds`, or a `HalfCheetah`, which has the same methods.
+    """Batched worlds of a task: a `Worlds`, or a `HalfCheetah` or `TwoDoors`, which have the same methods.
 
     num_agents: None for the task's own number. prey: maps the prey's observations to its actions; by default the one
     shipped for this kind of action acts, where the task has one.
@@ -94,6 +115,8 @@ def make_env(env_id, num_worlds, num_agents=None, device="cpu", seed=0, action_k
         if num_agents not in (None, 2):
             raise InputError(f"{env_id} has 2 agents, not {num_agents}")
         return HalfCheetah(num_worlds, device=device, seed=seed)
+    if env_id == games.ENV_ID:
+        return games.TwoDoors(num_worlds, action_kind, num_agents or games.NUM_AGENTS, device, seed)
     if prey is None and env_id in WITH_PREY:
         prey = greedy(load_policies(env_id, device, action_kind=action_kind).prey, action_kind)
     return Worlds(env_id, num_worlds, action_kind, 3 if num_agents is None else num_agents, prey, device, seed=seed)
@@ -138,35 +161,60 @@ def load_dataset(
 ) -> Dataset:
     """The dataset of a task.
 
-    dataset: one of QUALITIES (simulated into `folder` once: `size` transitions from `seed`), the path of an .h5 file,
-    or, of continuous actions, the path of an OMAR folder. Raises InputError, in one line, for whatever is wrong with
-    any of them.
+    dataset: one of QUALITIES or a mix of teams (simulated into `folder` once: `size` transitions from `seed`), the path
+    of an .h5 file, or, of continuous actions, the path of an OMAR folder. Raises InputError, in one line, for whatever
+    is wrong with any of them.
     """
     check_choice("env-id", env_id, ENV_IDS_OF_KIND[action_kind])
-    if dataset not in QUALITIES:
+    name = simulated_name(env_id, dataset)
+    if name is None:
         if Path(dataset).is_dir() and action_kind == "continuous":
             arrays, facts = omar.read_folder(Path(dataset), env_id)
-            return Dataset(**{k: torch.from_numpy(v) for k, v in arrays.items()}, facts=facts)
-        if Path(dataset).suffix in HDF5_SUFFIXES or Path(dataset).exists() or os.sep in dataset:
-            return read_dataset(Path(dataset), env_id, action_kind)
-        check_choice("dataset", dataset, QUALITIES)
+            found = Dataset(**{k: torch.from_numpy(v) for k, v in arrays.items()}, facts=facts)
+        elif Path(dataset).suffix in HDF5_SUFFIXES or Path(dataset).exists() or os.sep in dataset:
+            found = read_dataset(Path(dataset), env_id, action_kind)
+        else:
+            check_choice("dataset", dataset, QUALITIES)
+        return found if set(MEASURED) <= set(found.facts) else replace(found, facts=found.facts | dependence_of(found))
+    if is_mix(dataset) and action_kind == "continuous":
+        raise InputError("mixes of teams are of discrete actions: use spacql.py")
     if size < (horizon := HORIZONS[env_id]):
         raise InputError(f"dataset size {size} is less than one episode of {horizon} transitions")
     if seed < 0:
         raise InputError(f"dataset seed {seed} is negative")
     # Other policies, or other code or packages that simulate: another file name.
-    simulation, policies = SIMULATIONS[env_id], policy_file(env_id, POLICY_DIR, action_kind)
-    sources = [policies, *(Path(module.__file__) for module in simulation.modules), Path(__file__)]
+    simulation = SIMULATIONS[env_id]
+    sources = [*(Path(module.__file__) for module in simulation.modules), Path(__file__)]
+    if env_id != games.ENV_ID:
+        sources.append(policy_file(env_id, POLICY_DIR, action_kind))
+        sources += [teams_file(env_id, POLICY_DIR)] if is_mix(dataset) else []
     parts = [source.read_bytes() for source in sources] + [version(name).encode() for name in simulation.packages]
     digest = hashlib.sha256(b"".join(parts)).hexdigest()[:8]
-    path = Path(folder) / f"{env_id}-{action_kind}-{dataset}-{size}-seed{seed}-{digest}.h5"
+    path = Path(folder) / f"{env_id}-{action_kind}-{name}-{size}-seed{seed}-{digest}.h5"
     if not path.exists():
         simulate(path, env_id, dataset, size, seed, action_kind)
     return read_dataset(path, env_id, action_kind)
 
 
+def simulated_name(env_id: str, dataset: str) -> str | None:
+    """The name of a quality or mix that the task has, the same for all spellings of a mix; None for a path.
+
+    Raises InputError for those that it does not have.
+    """
+    if is_mix(dataset):
+        return parse_mix(dataset, env_id).name
+    if env_id == games.ENV_ID and dataset in QUALITIES[1:]:
+        raise InputError(f"{env_id} has no {dataset} data: choose random or mix:teams=2,unit=step,share=0.5,noise=0.1")
+    return dataset if dataset in QUALITIES else None
+
+
+def dependence_of(dataset: Dataset) -> dict:
+    """The facts that tell how much the agents' actions depend on one another."""
+    return dict(zip(MEASURED, measure_dependence(dataset), strict=True))
+
+
 def plan(quality: str, episodes: int, medium: int, chunk: int) -> list[tuple[int | None, int]]:
-    """Who plays how many episodes, at most `chunk` at once: [(iterate, or None for uniform actions; episodes)].
+    """Who plays how many episodes, at most `chunk` at once: [(iterate, or None for random and mix; episodes)].
 
     medium-replay shares its episodes evenly over the iterates 0 .. medium, in the order of training.
     """
@@ -174,18 +222,27 @@ def plan(quality: str, episodes: int, medium: int, chunk: int) -> list[tuple[int
         players = [e * (medium + 1) // episodes for e in range(episodes)]
         shares = [(i, players.count(i)) for i in range(medium + 1)]
     else:
-        shares = [({"random": None, "medium": medium, "expert": -1}[quality], episodes)]
+        shares = [({"random": None, "mix": None, "medium": medium, "expert": -1}[quality], episodes)]
     return [(player, min(chunk, count - start)) for player, count in shares for start in range(0, count, chunk)]
 
 
-def simulate(path: Path, env_id: str, quality: str, size: int, seed: int, action_kind: str) -> None:
-    """Write the dataset `path`: `size` transitions (whole episodes) of `quality`, the same for the same seed."""
-    policies = load_policies(env_id, action_kind=action_kind)
+def simulate(path: Path, env_id: str, dataset: str, size: int, seed: int, action_kind: str) -> None:
+    """Write the dataset `path`: `size` transitions (whole episodes) of a quality or mix, the same for the same seed."""
+    quality, name = "mix" if is_mix(dataset) else dataset, simulated_name(env_id, dataset)
     episodes = size // HORIZONS[env_id]
-    chunks = plan(quality, episodes, policies.facts["medium_iterate"], SIMULATIONS[env_id].chunk)
-    scores = policies.facts["random_score"], policies.facts["expert_score"]
+    if env_id == games.ENV_ID:
+        iterates, known, medium, scores = [], {}, 0, (games.random_score(), games.optimal_score())
+    else:
+        policies = load_policies(env_id, action_kind=action_kind)
+        iterates, medium = policies.iterates, policies.facts["medium_iterate"]
+        known = {k: v for k, v in policies.facts.items() if k != "training_returns"}
+        scores = policies.facts["random_score"], policies.facts["expert_score"]
+    if quality == "mix":
+        mix, (teams, facts_of_teams) = parse_mix(dataset, env_id), load_teams(env_id)
+        known = dict(teams=facts_of_teams[: mix.teams])
     if action_kind == "continuous" and env_id not in WITH_PREY:  # the paper's world: scores in the paper's unit
         scores = omar.PUBLISHED_SCORES[env_id]
+    chunks = plan(quality, episodes, medium, SIMULATIONS[env_id].chunk)
     attributes = dict(
         env_id=env_id,
         quality=quality,
@@ -193,30 +250,35 @@ def simulate(path: Path, env_id: str, quality: str, size: int, seed: int, action
         random_score=scores[0],
         expert_score=scores[1],
         seed=seed,
-        behaviour=json.dumps({k: v for k, v in policies.facts.items() if k != "training_returns"}),
-        versions=json.dumps({name: version(name) for name in (*RECORDED, *SIMULATIONS[env_id].packages)}),
+        dataset=name,
+        behaviour=json.dumps(known),
+        versions=json.dumps({package: version(package) for package in (*RECORDED, *SIMULATIONS[env_id].packages)}),
     )
     with (
         atomic_hdf5(path, attributes) as file,
-        tqdm(total=episodes, desc=f"simulating {env_id} {quality}", unit="episode", file=sys.stderr) as bar,
+        tqdm(total=episodes, desc=f"simulating {env_id} {name}", unit="episode", file=sys.stderr) as bar,
     ):
         start = 0
         for chunk, (player, count) in enumerate(chunks):
             chunk_seed = int(np.random.SeedSequence([seed, chunk]).generate_state(1)[0])
             env = make_env(env_id, count, seed=chunk_seed, action_kind=action_kind)
-            actor = None if player is None else policies.iterates[player]
+            actor = None if player is None else iterates[player]
+            actor = MixedTeams(mix, teams) if quality == "mix" else actor
             arrays = rollout(env, actor, torch.Generator().manual_seed(chunk_seed + 1))
             episode_ends = np.arange(env.horizon) == env.horizon - 1
             arrays["timeouts"] = torch.from_numpy(episode_ends).expand(count, -1)
             arrays["terminals"] = torch.zeros_like(arrays["timeouts"])
-            for name, array in arrays.items():
+            for key, array in arrays.items():
                 array = array.numpy()
                 array = array.astype(np.int8) if array.dtype == np.int64 else array  # one byte holds a discrete action
                 if chunk == 0:
-                    file.create_dataset(name, (episodes, *array.shape[1:]), array.dtype)
-                file[name][start : start + count] = array
+                    file.create_dataset(key, (episodes, *array.shape[1:]), array.dtype)
+                file[key][start : start + count] = array
             start += count
             bar.update(count)
+        every = math.ceil(episodes / coordination.MEASURED_EPISODES)  # all that is looked at
+        looked_at = (file[key][::every] for key in ("observations", "actions", "rewards"))
+        attributes |= dependence_of(Dataset(*map(tensor, looked_at), facts={}))
 
 
 @contextlib.contextmanager
@@ -249,6 +311,9 @@ def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
             for k in ATTRIBUTES[3:]:
                 if not isinstance(facts[k], (int, float)) or not np.isfinite(facts[k]):
                     raise InputError(f"{path}: the attribute {k} must be a finite number")
+            for k in set(MEASURED) & set(facts):
+                if not isinstance(facts[k], (int, float)) or not facts[k] >= 0:
+                    raise InputError(f"{path}: the attribute {k} must be a number that is not negative")
             if facts["random_score"] == facts["expert_score"]:
                 raise InputError(f"{path}: random_score equals expert_score, so that no score can be normalised")
             if facts["action_kind"] != action_kind:
@@ -265,8 +330,12 @@ def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
         raise InputError(f"cannot read {path} as HDF5 (truncated, damaged or another format): {reason}") from None
     check_arrays(path, arrays, env_id, action_kind)
     arrays.pop("terminals")
-    arrays = {k: v.astype(np.int64 if v.dtype.kind in "iu" else np.float32, copy=False) for k, v in arrays.items()}
-    return Dataset(**{k: torch.from_numpy(v) for k, v in arrays.items()}, facts=facts)
+    return Dataset(**{k: tensor(v) for k, v in arrays.items()}, facts=facts)
+
+
+def tensor(array: np.ndarray) -> torch.Tensor:
+    """An array of a file as a tensor: integers as int64, floats as float32."""
+    return torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iu" else np.float32, copy=False))
 
 
 def check_arrays(path: Path, arrays: dict[str, np.ndarray], env_id: str, action_kind: str) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from data.datasets import QUALITIES
+from data.datasets import simulated_name
 from data.errors import InputError, check_choice
 from data.files import atomic, parse, say
 from data.worlds import ENV_IDS
@@ -21,8 +21,8 @@ from data.worlds import ENV_IDS
 NETWORKS = ("critic", "actor", "target_critic", "target_actor", "best")
 CHECKPOINT_KEYS = ("args", "round", "generators", "scale", "facts", "history", *NETWORKS)
 SEEDS = ("seed", "data_seed", "eval_seed")
-POSITIVE = ("learning_rate", "actor_learning_rate", "gamma", "tau", "max_grad_norm")
-NOT_NEGATIVE = ("cql_alpha", "clone_weight", "weight_temperature", "entropy_coef", "action_l2", "output_l2")
+POSITIVE = ("learning_rate", "actor_learning_rate", "init_gain", "gamma", "tau", "max_grad_norm")
+NOT_NEGATIVE = ("cql_alpha", "clone_weight", "clone_power", "weight_temperature", "entropy_coef", "action_l2", "output_l2")
 SHARES = ("gamma", "tau")
 
 
@@ -83,6 +83,17 @@ def check_args(args, choices: dict[str, tuple]) -> None:
             raise InputError("--track needs the wandb package: pip install wandb") from None
 
 
+def default_name(args) -> str:
+    """The name of a run's folder: task, dataset, method and seeds."""
+    source, data = Path(args.dataset), simulated_name(args.env_id, args.dataset)
+    if data is None:
+        data = "-".join(source.absolute().parts[-2:]) if source.is_dir() else source.stem  # medium-seed_0_data
+    method = f"{args.backup}-{args.penalty}-{args.num_critics}critics"
+    if getattr(args, "actor_loss", "spacql") != "spacql":
+        method += f"-{args.actor_loss}"
+    return f"{args.env_id}__{data}__{method}__seed{args.seed}x{args.num_seeds}"
+
+
 def open_run(args_class, argv, description: str, choices: dict[str, tuple]) -> tuple:
     """Read the command line; returns the arguments, the run's folder, and the checkpoint (None for a new run).
 
@@ -90,18 +101,14 @@ def open_run(args_class, argv, description: str, choices: dict[str, tuple]) -> t
     """
     args = parse(args_class, argv, description=description)
     check_args(args, choices)
-    method = f"{args.backup}-{args.penalty}-{args.num_critics}critics"
-    if getattr(args, "actor_loss", "spacql") != "spacql":
-        method += f"-{args.actor_loss}"
-    source = Path(args.dataset)
-    folder_of_data = args.dataset not in QUALITIES and source.is_dir()
-    data = "-".join(source.absolute().parts[-2:]) if folder_of_data else source.stem  # medium-seed_0_data
-    name = args.name or f"{args.env_id}__{data}__{method}__seed{args.seed}x{args.num_seeds}"
     if args.resume or args.eval_only:
-        folder, saved, settings = load_checkpoint(args.checkpoint or newest_run(args.out, name), args_class)
+        path = args.checkpoint or newest_run(args.out, args.name or default_name(args))
+        folder, saved, settings = load_checkpoint(path, args_class)
         args = parse(args_class, argv, default=settings)
         check_args(args, choices)
-        for key in ("env_id", "paper_size") + (("dataset",) if args.dataset in QUALITIES else ()):
+        named = simulated_name(settings.env_id, args.dataset)  # a file may have moved, a mix has many spellings
+        same_data = named is None or named == simulated_name(settings.env_id, settings.dataset)
+        for key in ("env_id", "paper_size") + (() if same_data else ("dataset",)):
             if getattr(args, key) != getattr(settings, key):  # other defaults would be meant than the run was made with
                 raise InputError(f"the checkpoint has {key} {getattr(settings, key)}, not {getattr(args, key)}")
         if args.resume and args.rounds and args.rounds < saved["round"]:
@@ -111,7 +118,7 @@ def open_run(args_class, argv, description: str, choices: dict[str, tuple]) -> t
         return replace(args, checkpoint=None, resume=False), folder, saved  # what is saved are settings alone
     if args.checkpoint:
         raise InputError("--checkpoint needs --resume or --eval-only")
-    folder = numbered(args.out, name)[-1]  # start_log makes it
+    folder = numbered(args.out, args.name or default_name(args))[-1]  # start_log makes it
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):  # say so before any work is done
         raise InputError(f"cannot write {folder}: {parent} is not a folder that can be written to")

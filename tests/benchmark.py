@@ -468,7 +468,7 @@ def target_errors(script, backup, rounds=100):
     module, kept = SCRIPTS[script], {}
 
     def keep(loop, _):
-        kept.update({name: loop[name] for name in ("q_target", "q_online", "target", "rewards", "sizes", "args")})
+        kept.update({name: loop[name] for name in ("q_target", "u", "target", "rewards", "sizes", "args")})
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mine.h5"
@@ -480,9 +480,9 @@ def target_errors(script, backup, rounds=100):
         for draw in range(200):
             generators = [torch.Generator().manual_seed(draw)]
             used = module.draw_sizes(kept["sizes"], m, args.batch_size, generators)
-            places = (used - 1).expand(1, args.batch_size, -1).unsqueeze(1).expand(-1, args.num_critics, -1, -1)
-            some, online = (kept[name].gather(3, places) for name in ("q_target", "q_online"))
-            weights = module.backup_weights(backup, online, args.weight_temperature)
+            places = (used - 1).expand(1, args.batch_size, -1)  # [S, B, m]
+            some = kept["q_target"].gather(3, places.unsqueeze(1).expand(-1, args.num_critics, -1, -1))
+            weights = module.backup_weights(backup, kept["u"].gather(2, places), args.weight_temperature)
             draws.append(module.spacql_target(kept["rewards"], some, weights, args.gamma) - kept["target"])
         draws, unit = torch.stack(draws), kept["target"].std()
         errors[m] = float(draws.square().mean().sqrt() / unit), float(draws.mean() / unit)

@@ -30,6 +30,7 @@ from torch import nn
 import data.runs as runs
 import data.stacked as stacked
 import spacql
+from data.datasets import load_dataset
 from data.errors import InputError
 from data.files import run_script
 
@@ -310,6 +311,18 @@ def check_cloning(run):
     assert not torch.equal(ends[0]["critic"][0], ends[1]["critic"][0])
     assert all(map(torch.equal, ends[0]["actor"], ends[1]["actor"]))
     assert not torch.equal(ends[0]["actor"][0], ends[2]["actor"][0])
+
+
+def check_clone_weight(script, run, monkeypatch, action_kind):
+    """The weight that reaches the actors' loss: as given with power 0, else times a power of the predictability."""
+    loss, seen = script.actor_loss, []
+    monkeypatch.setattr(script, "actor_loss", lambda *args: seen.append(args[4]) or loss(*args))
+    flags = "--dataset expert --rounds 1 --critic-updates 1 --final-episodes 1 --dataset-size 5000 --data-dir clones"
+    for given in ("", "--clone-weight 3 --clone-power 0", "--clone-weight 3", "--clone-weight 3 --clone-power 1"):
+        run(f"{flags} {given} --name run{len(seen)}")
+    share = load_dataset("simple_spread", "expert", 5000, 0, "clones", action_kind).facts["predictability"]
+    assert 0.1 < share < 0.9
+    assert seen == pytest.approx([0, 3, 3 * share**2, 3 * share])
 
 
 def check_flags_matter(run, flags, more=""):

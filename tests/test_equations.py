@@ -238,12 +238,11 @@ def test_one_critic_weighs_all_sizes_equally():
 def test_backups_differ_in_sizes_and_weights():
     sizes = {backup: spacql.backup_sizes(backup, 4) for backup in spacql.CHOICES["backup"]}
     assert sizes == {"spacql": [1, 2, 3, 4], "icql-qs": [1], "joint": [4], "uniform": [1, 2, 3, 4]}
-    q = normal(0, 2, 3, 5, 4)
-    expected = spacql.replacement_weights(spacql.uncertainty(q), 0.5)
-    assert torch.equal(spacql.backup_weights("spacql", q, 0.5), expected)
-    close(spacql.backup_weights("uniform", q, 0.5), torch.full((2, 5, 4), 0.25))
+    u = normal(0, 2, 5, 4).abs()
+    assert torch.equal(spacql.backup_weights("spacql", u, 0.5), spacql.replacement_weights(u, 0.5))
+    close(spacql.backup_weights("uniform", u, 0.5), torch.full((2, 5, 4), 0.25))
     for backup in ("icql-qs", "joint"):
-        close(spacql.backup_weights(backup, q[..., :1], 0.5), torch.ones(2, 5, 1))
+        close(spacql.backup_weights(backup, u[..., :1], 0.5), torch.ones(2, 5, 1))
 
 
 @mistakes("uncertainty")
@@ -356,7 +355,7 @@ def average_targets(draw, backup, q, online, count):
         used = draw(torch.arange(num_sizes), count, len(starts), [])  # the "sizes" are places in q
     used = used.expand(len(q), members, len(starts), -1)
     q, online = (x.unsqueeze(2).expand(-1, -1, len(starts), -1).gather(-1, used) for x in (q, online))
-    weights = spacql.backup_weights(backup, online, 1.0)
+    weights = spacql.backup_weights(backup, spacql.uncertainty(online), 1.0)
     return spacql.spacql_target(torch.zeros(len(q), len(starts)), q, weights, 0.9).mean(-1)
 
 

@@ -121,8 +121,12 @@ def test_every_backup_and_penalty_runs(backup, penalty, run):
     common.check_weights(run(f"--backup {backup} --penalty {penalty} --num-critics 2"), backup)
 
 
-def test_cloning_needs_no_critics(run):
+def test_critics_have_no_say_in_cloning(run):
     common.check_cloning(run)
+
+
+def test_cloning_weighs_as_much_as_the_data_can_be_predicted(run, monkeypatch):
+    common.check_clone_weight(spacql, run, monkeypatch, "discrete")
 
 
 def test_backups_and_penalties_end_differently(run):
@@ -131,6 +135,7 @@ def test_backups_and_penalties_end_differently(run):
     flags += ["--penalty-agents 3", "--critic-updates 2", "--learning-rate 0.1", "--tau 0.5", "--data-seed 1"]
     flags += ["--k-samples 2", "--k-samples 1", "--k-samples 2 --backup uniform"]
     flags += ["--actor-loss bc", "--actor-loss td3bc", "--clone-weight 1"]
+    flags += ["--init-gain 2", *(f"--uncertainty {kind}" for kind in spacql.CHOICES["uncertainty"] if kind != "std")]
     common.check_flags_matter(run, flags)
 
 
@@ -484,6 +489,8 @@ BAD_FLAGS = {
     "--tau 1.01": "--tau 1.01 is out of range",
     "--cql-alpha -0.1": "--cql-alpha -0.1 is out of range",
     "--weight-temperature -1": "--weight-temperature -1.0 is out of range",
+    "--uncertainty variance": "unknown uncertainty 'variance' (choose from std, range, relative, likelihood",
+    "--init-gain 0": "--init-gain 0.0 is out of range",
     "--learning-rate nan": "--learning-rate must be a finite number, not nan",
     "--learning-rate inf": "--learning-rate must be a finite number, not inf",
     "--learning-rate 0": "--learning-rate 0.0 is out of range",

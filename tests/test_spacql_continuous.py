@@ -144,7 +144,8 @@ def test_every_flag_of_the_method_has_a_say(run):
     flags += ["--critic-updates 2", "--learning-rate 0.1", "--tau 0.5", "--data-seed 1", "--actor-loss bc"]
     flags += ["--actor-loss td3bc", "--candidates 3", "--action-norm call", "--action-norm none", "--clone-weight 1"]
     flags += ["--actor-learning-rate 0.1", "--action-l2 9", "--output-l2 9", "--batch-size 31", "--hidden 15"]
-    flags += ["--k-samples 2", "--k-samples 1"]
+    flags += ["--k-samples 2", "--k-samples 1", "--init-gain 2"]
+    flags += [f"--uncertainty {kind}" for kind in spacql_continuous.CHOICES["uncertainty"] if kind != "std"]
     common.check_flags_matter(run, flags, "--critic-updates 3 --final-episodes 1")
 
 
@@ -159,6 +160,10 @@ def test_every_update_seed_and_transition_has_sizes_of_its_own(run):
 
 def test_critics_have_no_say_in_cloning(run):
     common.check_cloning(run)
+
+
+def test_cloning_weighs_as_much_as_the_data_can_be_predicted(run, monkeypatch):
+    common.check_clone_weight(spacql_continuous, run, monkeypatch, "continuous")
 
 
 # ---------------------------------------------------------------------------------------------------- settings
@@ -294,8 +299,16 @@ def reference_gradients(args, dataset, saved, recorder, s):
             flat = flat - flat.mean(0)
         return torch.stack([network(torch.cat([states, flat], 1))[:, 0] for network in networks])
 
+    def doubt(joint):
+        """u_k [rows] of joint actions at s', but for the floor of "relative"."""
+        q = values(critics, s2, joint)
+        if args.uncertainty == "relative":
+            q, logged = values(critics, s2.repeat(2, 1), torch.cat([joint, a2])).chunk(2, 1)
+            q = q - logged
+        return q.amax(0) - q.amin(0) if args.uncertainty == "range" else q.std(0, correction=0)
+
     with torch.no_grad():  # equations (1) to (4)
-        lowest, weights = [], []
+        lowest, doubts = [], []
         for j in range(count):
             joint = a2.clone()
             for b in range(batch):
@@ -303,7 +316,10 @@ def reference_gradients(args, dataset, saved, recorder, s):
                 for i in order[b, j + 1].argsort()[:k].tolist():
                     joint[b, i] = (target_actors[i](o2[b, i]).tanh() + NOISE * jitter[b, j, i]).clamp(-1, 1)
             lowest.append(values(targets, s2, joint).amin(0))
-            weights.append(values(critics, s2, joint).std(0, correction=0) ** -args.weight_temperature)
+            doubts.append(doubt(joint))
+        if args.uncertainty == "relative":
+            doubts = [(u**2 + 0.1**2 * sum(v**2 for v in doubts) / count) ** 0.5 for u in doubts]
+        weights = [u**-args.weight_temperature for u in doubts]
         if args.backup != "spacql":
             weights = [torch.ones(batch).double()] * count
         y = reward + args.gamma * sum(w * q for w, q in zip(weights, lowest, strict=True)) / sum(weights)
@@ -385,6 +401,10 @@ ROUNDS = [
     "--k-samples 2",
     "--k-samples 1 --backup uniform --action-norm call",
     f"{CHEETAH} --k-samples 1",
+    "--uncertainty range",
+    "--uncertainty relative",
+    "--uncertainty relative --action-norm call --k-samples 2",
+    f"{CHEETAH} --uncertainty relative",
 ]
 
 
@@ -404,6 +424,7 @@ def test_a_round_in_parts_is_the_one_of_separate_networks(run, data_dir, monkeyp
 
 
 SAMPLE, SIZES = spacql_continuous.sample_transitions, spacql_continuous.draw_sizes
+ESTIMATOR = spacql_continuous.estimator
 
 
 def swap(*order):
@@ -421,6 +442,12 @@ ROUND_MISTAKES = {  # flags, and what is put in place of what
     "o for o'": (CHEETAH, "sample_transitions", swap(0, 1, 2, 3, 4, 1, 6)),
     "a for a'": ("", "sample_transitions", swap(0, 1, 2, 3, 4, 5, 2)),
     "largest member": ("", "spacql_target", lambda r, q, w, gamma: r + gamma * (w * q.amax(1)).sum(-1)),
+    "another u": (
+        "--uncertainty relative",
+        "estimator",
+        lambda args, *rest: ESTIMATOR(replace(args, uncertainty="std"), *rest),
+    ),
+    "no normalisation for u": ("--uncertainty relative", "estimator", lambda *args: ESTIMATOR(*args[:4])),
     "equal weights": ("", "replacement_weights", lambda u, _: torch.full_like(u, 1 / u.shape[-1])),
     "no L2 on the outputs": (
         "",
