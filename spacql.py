@@ -59,7 +59,7 @@ CQL_ALPHA = {
     "simple_spread": {"random": 0.5, "medium-replay": 1.0, "medium": 5.0, "expert": 2.5},
     "simple_tag": {"random": 0.5, "medium-replay": 0.5, "medium": 0.6, "expert": 2.0},
     "simple_world": {"random": 0.5, "medium-replay": 0.5, "medium": 0.32, "expert": 0.3},
-    "two_doors": {"random": 0.5, "mix": 0.5},  # ours
+    "two_doors": {"random": 0.05, "mix": 0.5},  # ours
 }
 DEFAULT_SIZES = dict(rounds=800, batch_size=256, penalty_agents=1)  # minutes on two cores
 CHOICES = dict(backup=("spacql", "icql-qs", "joint", "uniform"), penalty=("cfcql", "macql", "none"), uncertainty=KINDS)

@@ -176,9 +176,13 @@ def measure_dependence(dataset, seed: int = 0) -> tuple[float, float, float]:
     also sees a_-i. Both are read off one model of the joint action, a mixture of L latent classes,
         p(a | s) = sum_l w_l(s) prod_i p_l,i(a_i | s),
     as p(a_i | s) and p(a_i | s, a_-i). Which team acts is such a class. (Two free networks learn too little from as
-    many transitions: where 0.45 nats are exact they find 0.13, and this model 0.38.) What the model misses is missing
-    on both sides, so that independent actions measure near 0 whatever their entropy, and dependence is rather under-
-    than overestimated. Of fewer than 8 episodes nothing is said: 0, with an infinite error, and predictability 0.
+    many transitions: where 0.45 nats are exact they find 0.13, and this model 0.38.)
+
+    Dependence of mixed teams is underestimated (0.07 where 0.13 are exact); the shipped qualities measure at most
+    0.005. But what the model has not learnt of the state can pass for dependence where agents act alike: agents that
+    all play one sharp function of the state, which are independent given it, measure 0.02 with 6000 episodes, 0.04 with
+    800 and 0.4 with 100. The standard error does not include this. Of fewer than 8 episodes nothing is said: 0, with an
+    infinite error, and predictability 0.
     """
     states, actions, num_actions = look_at(dataset)
     if len(actions) < 2 * HELD_OUT:
@@ -249,8 +253,8 @@ class Args:
 
     env_id: str = "simple_spread"
     """a particle world that has teams to mix"""
-    seeds: tuple[int, ...] = (4, 5, 6)
-    """of the teams beside the shipped expert, whose seed is 1; 2 and 3 came to the same convention as it"""
+    seeds: tuple[int, ...] = (4, 5, 2)
+    """of the teams beside the shipped expert, whose seed is 1; 2 (as 3) came to the same convention as 1"""
     iterations: int = 500
     """PPO iterations of each"""
     num_worlds: int = 256

@@ -22,7 +22,15 @@ NETWORKS = ("critic", "actor", "target_critic", "target_actor", "best")
 CHECKPOINT_KEYS = ("args", "round", "generators", "scale", "facts", "history", *NETWORKS)
 SEEDS = ("seed", "data_seed", "eval_seed")
 POSITIVE = ("learning_rate", "actor_learning_rate", "init_gain", "gamma", "tau", "max_grad_norm")
-NOT_NEGATIVE = ("cql_alpha", "clone_weight", "clone_power", "weight_temperature", "entropy_coef", "action_l2", "output_l2")
+NOT_NEGATIVE = (
+    "cql_alpha",
+    "clone_weight",
+    "clone_power",
+    "weight_temperature",
+    "entropy_coef",
+    "action_l2",
+    "output_l2",
+)
 SHARES = ("gamma", "tau")
 
 

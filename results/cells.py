@@ -18,7 +18,8 @@ SCRIPTS = {
     "discrete": "spacql.py",
     "continuous": "spacql_continuous.py",
     "weights": "spacql.py",  # other rules for w_k, and what could make them differ from 1/n
-    "expert": "spacql_continuous.py",  # cloning, for narrow data
+    "cloning": "spacql.py",  # some behaviour cloning in the actor, for narrow data
+    "cloning-continuous": "spacql_continuous.py",
     "coordination": "spacql.py",  # data whose teams act together, more or less
     "ablation": "spacql_continuous.py",  # what makes forces learnable, one change each
 }
@@ -45,7 +46,12 @@ WEIGHTS = {
     "neighbour": "--uncertainty neighbour",
     "init-gain-3": "--init-gain 3",
 }
-CLONING = {"clone-weight-1": "--clone-weight 1", "td3bc": "--actor-loss td3bc"}
+CLONING = {
+    "clone": "--clone-weight 1",  # as far as the logged actions can be predicted
+    "clone-fixed-1": "--clone-weight 1 --clone-power 0",
+    "clone-fixed-10": "--clone-weight 10 --clone-power 0",
+    "td3bc": "--actor-loss td3bc",
+}
 ABLATION = {
     "default": "",
     "CFCQL's batch-norm: per call, output L2 0": "--action-norm call --output-l2 0",
@@ -147,8 +153,10 @@ BLOCKS = (  # in the order in which they run: the most telling first
     Block("coordination", SPREAD, TEAMS, BACKUPS, 200, num_seeds=3, flags="--cql-alpha 2.5"),
     Block("weights", SPREAD, WIDE, tuple(WEIGHTS), 800),
     Block("weights", PREY, WIDE, tuple(WEIGHTS), 400),
-    Block("expert", PREY, ("expert", *WIDE), tuple(CLONING), 400),
-    Block("expert", SPREAD, ("expert", *WIDE), tuple(CLONING), CONTINUOUS_SPREAD),
+    Block("cloning", PREY, ("expert", "medium-replay", "medium", "random"), tuple(CLONING), 400, num_seeds=3),
+    Block("cloning", SPREAD, ("expert", "medium-replay", "medium", "random"), tuple(CLONING), DISCRETE_SPREAD, 3),
+    Block("cloning-continuous", PREY, ("expert", "medium-replay", "medium", "random"), tuple(CLONING), 400, 3),
+    Block("cloning-continuous", SPREAD, ("expert", "medium-replay", "random"), tuple(CLONING), CONTINUOUS_SPREAD, 3),
     # Single runs: HalfCheetah for two cores, longer or larger ones, and earlier sizes of tag and world.
     Block("continuous", CHEETAH, ("medium",), ("spacql",), 500, num_seeds=1, flags=REDUCED),
     Block("continuous", CHEETAH, ("random", "medium-replay", "expert"), ("spacql",), 200, num_seeds=1, flags=REDUCED),

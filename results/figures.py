@@ -35,10 +35,10 @@ def curves_of(scores: Scores, curves: dict[str, list[dict]], dataset: tuple, col
     return np.array(rounds), np.array([list(c.values()) for c in by_seed.values() if sorted(c) == rounds]).T
 
 
-def draw_band(ax, rounds: np.ndarray, values: np.ndarray, label: str) -> None:
+def draw_band(ax, rounds: np.ndarray, values: np.ndarray, label: str, colour: str) -> None:
     """Mean over seeds and the range from the lowest to the highest."""
-    ax.plot(rounds, values.mean(1), label=label)
-    ax.fill_between(rounds, values.min(1), values.max(1), alpha=0.2)
+    ax.plot(rounds, values.mean(1), label=label, color=colour)
+    ax.fill_between(rounds, values.min(1), values.max(1), alpha=0.2, color=colour, lw=0)
 
 
 def label_lines(fig: Figure, axes) -> None:
@@ -56,7 +56,7 @@ def draw_weights(path: Path, scores: Scores, curves: dict[str, list[dict]]) -> N
         for ax, quality in zip(row, QUALITIES, strict=True):
             for k in (1, 2, 3):
                 if found := curves_of(scores, curves, (grid, "simple_spread", quality), f"w{k}"):
-                    draw_band(ax, *found, f"$w_{k}$")
+                    draw_band(ax, *found, f"$w_{k}$", f"C{k - 1}")
             ax.axhline(1 / 3, color="black", lw=0.6, ls=":")
             ax.set(title=f"{grid}, {quality}", xlabel="round")
     label_lines(fig, axes)
@@ -71,9 +71,9 @@ def draw_k_eff(path: Path, scores: Scores, curves: dict[str, list[dict]]) -> Non
     axes = fig.subplots(len(TASKS), len(tasks), sharey=True, squeeze=False)
     for row, grid in zip(axes, TASKS, strict=True):
         for ax, env_id in zip(row, tasks, strict=True):
-            for quality in QUALITIES:
+            for q, quality in enumerate(QUALITIES):
                 if found := curves_of(scores, curves, (grid, env_id, quality), "k_eff"):
-                    draw_band(ax, *found, quality)
+                    draw_band(ax, *found, quality, f"C{q}")
             ax.axhline(2, color="black", lw=0.6, ls=":")
             ax.set(title=f"{grid}, {env_id}", xlabel="round")
     label_lines(fig, axes)

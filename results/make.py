@@ -53,7 +53,7 @@ class Args:
     """What to run. By default: what is missing, then tables and figures."""
 
     grid: str | None = None
-    """discrete, continuous, weights, expert, coordination or ablation; default all"""
+    """discrete, continuous, weights, cloning, cloning-continuous, coordination or ablation; default all"""
     quick: bool = False
     """a few tiny cells of every grid, into results/quick and runs/quick"""
     dry_run: bool = False
@@ -105,8 +105,9 @@ def report(cells: list[Cell], out: Path) -> None:
     say(f"wrote {out / 'tables.md'} and figures")
 
 
-def again(executor, runs: Path, out: Path) -> list[str]:
-    """Run the seeds of AGAIN anew that again.csv lacks at this commit; returns what went wrong."""
+def again(executor, runs: Path, out: Path, dry_run: bool) -> list[str]:
+    """Run the seeds of AGAIN anew that again.csv lacks at this commit, or print their commands; returns what went
+    wrong."""
     commit, path = code_commit(), out / "again.csv"
     by_key = {(cell.grid, *cell.key.values()): cell for cell in planned_cells()}
     old = {(grid, *place(row)): row for grid in SCRIPTS for row in read(files(out, grid)[0])}
@@ -120,6 +121,9 @@ def again(executor, runs: Path, out: Path) -> list[str]:
         write(path, [*read(path), row])
 
     todo = [job for job in jobs if job.name not in done]
+    if dry_run:
+        print(*(job.command(str(runs)) for job in todo), sep="\n")
+        return []
     ready = [job for job in todo if is_done(job, runs) and rows_of(runs / job.name)[1][0]["commit"] == commit]
     for job in ready:
         finished(job)
@@ -148,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
         wrong = None if is_done(job, runs) else run_one(job, runs, code_commit())
         failures = [f"{job.name}: {wrong}"] if wrong else []
     elif args.again:
-        failures = again(executor, runs, out)
+        failures = again(executor, runs, out, args.dry_run)
     else:
         done = set() if args.figures else collect(finished_folders(runs), out, only_look=args.dry_run)
         chosen = [cell for cell in cells if args.grid in (None, cell.grid)]

@@ -37,15 +37,17 @@ TITLES = {
     "discrete": "Discrete actions (`spacql.py`)",
     "continuous": "Forces and torques (`spacql_continuous.py`)",
     "weights": "Other rules for the weights (`spacql.py`)",
-    "expert": "Cloning (`spacql_continuous.py`)",
+    "cloning": "Some behaviour cloning in the actor (`spacql.py`)",
+    "cloning-continuous": "The same with forces (`spacql_continuous.py`)",
     "coordination": "Data of teams that act together, more or less (`spacql.py`)",
     "ablation": "What makes forces learnable, one change each (`spacql_continuous.py`)",
 }
 AGGREGATES = {"all": QUALITIES, "random and medium-replay": WIDE, "medium and expert": NARROW}
 # Columns of each table, and the grid whose main rows stand in for methods that are not run twice.
 COLUMNS = {"discrete": METHODS, "continuous": METHODS, "coordination": BACKUPS}
-COLUMNS |= {"weights": ("spacql", *WEIGHTS), "expert": ("spacql", "bc", *CLONING)}
-BORROWED = {"weights": "discrete", "expert": "continuous"}
+COLUMNS |= {"weights": ("spacql", *WEIGHTS), "cloning": ("spacql", "bc", *CLONING)}
+COLUMNS |= {"cloning-continuous": COLUMNS["cloning"]}
+BORROWED = {"weights": "discrete", "cloning": "discrete", "cloning-continuous": "continuous"}
 INTRODUCTION = f"""# Results
 
 Written by `python results/make.py --figures` from the CSV files beside it, which have every run's command, seed, commit

@@ -4,7 +4,7 @@
 
 For every seed of every run, on transitions that it was not trained on (its task and quality simulated from another
 seed), the run's own target actors replace k agents of the logged next joint action, as in the backup. Two files under
---out get rows; seeds that are in both already are left out.
+--out get rows. Seeds that are in both already are left out, unless their run has gone on since.
 
 uncertainty.csv: does an estimate tell a'^(k) from a'? A row for each size k and each estimate of data/estimators.py
 (`detector`), without its floor:
@@ -52,6 +52,7 @@ from results.records import read, write
 
 FRESH_SEED = 10_000  # added to a run's data seed
 WEIGHTS = (("std", 1), ("std", 4), ("std", 16), *((kind, 1) for kind in estimators.KINDS if kind != "std"))
+KEY = ("run", "seed", "rounds")  # what was judged
 SETTINGS = ("env_id", "dataset", "backup", "uncertainty", "weight_temperature", "init_gain")  # that rows repeat
 
 
@@ -215,24 +216,24 @@ def main(argv=None):
     """Judge the runs on the command line, seed by seed."""
     args = parse(Args, argv, description=__doc__)
     tables = args.out / "uncertainty.csv", args.out / "decomposition.csv"
-    done = set.intersection(*({(row["run"], row["seed"]) for row in read(table)} for table in tables))
+    done = set.intersection(*({tuple(row[name] for name in KEY) for row in read(table)} for table in tables))
     for folder in tqdm(args.folders, unit="run", file=sys.stderr):
         script, saved, settings = open_folder(folder)
         if settings.num_critics == 1:
             say(f"{folder}: a single critic has no spread, left out")
             continue
         for place, seed in enumerate(range(settings.seed, settings.seed + settings.num_seeds)):
-            key = dict(run=folder.name, seed=str(seed))
-            if tuple(key.values()) in done:
+            key = folder.name, str(seed), str(saved["round"])
+            if key in done:
                 continue
             source = settings.env_id, settings.dataset, settings.dataset_size, settings.data_seed
             fresh, measures = load(script, *source, args.transitions, args.data_dir)
             critic, actor = ([p[place : place + 1] for p in saved[name]] for name in ("critic", "target_actor"))
             found = judge(script, replace(settings, seed=seed), critic, actor, fresh, measures, args.states)
-            head = key | dict(script=f"{script.__name__}.py") | {name: getattr(settings, name) for name in SETTINGS}
-            head |= dict(rounds=saved["round"])
+            head = dict(zip(KEY, key, strict=True)) | dict(script=f"{script.__name__}.py")
+            head |= {name: getattr(settings, name) for name in SETTINGS}
             for table, rows in zip(tables, found, strict=True):
-                others = [row for row in read(table) if {name: row[name] for name in key} != key]
+                others = [row for row in read(table) if (row["run"], row["seed"]) != key[:2]]
                 write(table, others + [tidy(head | row) for row in rows])
 
 

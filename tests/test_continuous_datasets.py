@@ -14,6 +14,7 @@ import pytest
 import torch
 from common import attribute, one_line, poke, put, swapped
 
+import data.coordination as coordination
 import data.datasets as datasets
 from data.behaviour import CONTINUOUS_ENV_IDS, load_policies, mlp
 from data.datasets import QUALITIES, SIMULATIONS, Dataset, load_dataset, make_env, normalise, plan
@@ -46,6 +47,7 @@ def load():
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
         monkeypatch.setattr(HalfCheetah, "horizon", SHORT)
         monkeypatch.setitem(datasets.HORIZONS, "HalfCheetah-2x3", SHORT)
+        monkeypatch.setattr(coordination, "UPDATES", 2)  # dependence has tests of its own
         yield lambda env_id, quality, episodes, seed, folder: load_dataset(
             env_id, quality, episodes * SHAPES[env_id][3], seed, folder, "continuous"
         )

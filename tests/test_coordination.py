@@ -48,13 +48,19 @@ from data.worlds import HORIZON, NUM_ACTIONS, Worlds
 
 SCRIPT = spacql  # what the fixtures in conftest.py run
 SMALL = (
-    "--env-id two_doors --dataset mix:share=1 --dataset-size 5000 --hidden 16 --num-critics 3 --batch-size 32 --rounds 4"
-    " --eval-every 2 --eval-episodes 8 --final-episodes 16 --device cpu"
+    "--env-id two_doors --dataset mix:share=1 --dataset-size 5000 --hidden 16 --num-critics 3 --batch-size 32"
+    " --rounds 4 --eval-every 2 --eval-episodes 8 --final-episodes 16 --device cpu"
 ).split()
 NAME = "two_doors__mix-teams2-step-share1.0-noise0.1__spacql-cfcql-3critics__seed0x"
 FULL = "mix:teams=3,unit=step,share=0.5,noise=0.1"
 SHARES = st.floats(0, 1)
 MIXES = st.builds(Mix, st.integers(1, 4), st.sampled_from(coordination.UNITS), SHARES, SHARES)
+
+
+@pytest.fixture
+def hardly_measured(monkeypatch):
+    """Where dependence is not the question."""
+    monkeypatch.setattr(coordination, "UPDATES", 2)
 
 
 def near(count, total, probability):
@@ -252,7 +258,7 @@ def test_teams_have_conventions_of_their_own():
     """The first three cover the landmarks differently, and all four are as good as the shipped expert."""
     teams, known = load_teams("simple_spread")
     expert = load_policies("simple_spread").facts
-    assert len(teams) == len(known) == 4 and [team["training"]["seed"] for team in known][0] == 1
+    assert len(teams) == len(known) == 4 and known[0]["training"]["seed"] == 1
     assert len({team["training"]["seed"] for team in known}) == 4
     ends = []
     for team, facts in zip(teams, known, strict=True):
@@ -264,6 +270,7 @@ def test_teams_have_conventions_of_their_own():
         assert (ends[i] == ends[j]).all(1).float().mean() < 0.1
 
 
+@pytest.mark.usefixtures("hardly_measured")
 def test_one_team_without_noise_is_the_expert(tmp_path):
     """Only the draws come in another order."""
     mixed = load_dataset("simple_spread", "mix:teams=1,noise=0", 20_000, 0, tmp_path)
@@ -358,7 +365,7 @@ def test_bad_settings_of_training_are_refused(flags, words, tmp_path):
 # ------------------------------------------------------------------------------------------------- dependence
 
 
-def coin(share, count=800, steps=25, num=3, seed=0):
+def coin(share, count=400, steps=25, num=3, seed=0):
     """Agents toss a coin each, or, with this share, one together; nobody's state tells anything."""
     draws = generator(seed)
     together = torch.rand((count, steps, 1), generator=draws) < share
@@ -375,7 +382,7 @@ def exact_coin(share):
 
 def agrees(measured, exact):
     """An estimate of an exact value: within its error, and a tenth for what a model of finite data misses."""
-    value, error = measured
+    value, error = measured[:2]
     assert 0 <= value and 0 <= error < 0.03
     assert abs(value - exact) <= SIGMAS * error + 0.1 * exact
 
@@ -412,11 +419,12 @@ def test_the_check_of_dependence_can_fail(mistake, monkeypatch):
         agrees(measure_dependence(data), exact_coin(1.0))
 
 
-def test_what_the_state_tells_is_no_dependence(monkeypatch):
-    """All agents' actions are the same function of the state; without the state they would be fully dependent."""
-    data = coin(0.0)
+def test_what_the_state_tells_is_no_dependence():
+    """All agents' actions are the same function of the state; without the state they would be fully dependent. Of fewer
+    episodes more would be left to learn, and pass for dependence."""
+    data = coin(0.0, count=800)
     data.actions = (data.observations[:, :-1, :1, 0] > 0).long().expand(-1, -1, 3)
-    value, error = measure_dependence(data)
+    value, error, _ = measure_dependence(data)
     assert value < 0.05 and error < 0.02
     data.observations = torch.zeros_like(data.observations)
     agrees(measure_dependence(data), math.log(2))
@@ -427,7 +435,7 @@ def test_dependence_that_differs_by_state_is_averaged():
     shared, own = coin(1.0), coin(0.0, seed=1)
     where = shared.observations[:, :-1, 2:, 0] > 0
     data = SimpleNamespace(observations=shared.observations, actions=torch.where(where, shared.actions, own.actions))
-    value, _ = measure_dependence(data)
+    value, *_ = measure_dependence(data)
     assert 0.75 < value / (0.5 * math.log(2)) < 1.05
 
 
@@ -437,7 +445,7 @@ def test_dependence_of_continuous_actions(width):
     tossed = coin(1.0, count=400)
     sizes = torch.rand((*tossed.actions.shape, width), generator=generator(2))
     actions = sizes * (2 * tossed.actions.unsqueeze(-1) - 1)
-    value, _ = measure_dependence(SimpleNamespace(observations=tossed.observations, actions=actions))
+    value, *_ = measure_dependence(SimpleNamespace(observations=tossed.observations, actions=actions))
     hidden = 3.0**-width  # no number shows the sign
     expected = (1 - hidden) * (1 - hidden**2) * math.log(2)  # own sign and one of the others' are to be seen
     assert 0.85 < value / expected < 1.1
@@ -445,6 +453,22 @@ def test_dependence_of_continuous_actions(width):
     alone[:, :, 1:] = alone[:, :, 1:].roll(1, 0)
     alone[:, :, 2:] = alone[:, :, 2:].roll(1, 0)
     assert measure_dependence(SimpleNamespace(observations=tossed.observations, actions=alone))[0] < 0.02
+
+
+@pytest.mark.parametrize("chosen", [1, 2, 5])
+def test_predictability_is_what_the_state_leaves_open(chosen):
+    """Each agent's action is one of `chosen` ones, uniformly, in every state: 1 - log(chosen) / log(5)."""
+    data = coin(0.0)
+    data.actions = torch.randint(chosen, data.actions.shape, generator=generator(3))
+    assert measure_dependence(data)[2] == pytest.approx(1 - math.log(chosen) / math.log(NUM_ACTIONS), abs=0.02)
+
+
+def test_predictability_counts_what_the_state_tells():
+    data = coin(0.0)
+    data.actions = (data.observations[:, :-1, :, 0] > 0).long()
+    assert measure_dependence(data)[2] > 0.9
+    data.observations = data.observations.roll(1, 0)  # of another episode
+    assert measure_dependence(data)[2] == pytest.approx(1 - math.log(2) / math.log(NUM_ACTIONS), abs=0.03)
 
 
 def test_measuring_is_repeatable_and_leaves_the_data_alone():
@@ -467,8 +491,9 @@ def test_large_data_are_thinned_out(monkeypatch):
 
 @pytest.mark.parametrize("episodes", [1, 3, 7, 8])
 def test_few_episodes_tell_nothing(episodes):
-    value, error = measure_dependence(coin(1.0, count=episodes))
+    value, error, predictability = measure_dependence(coin(1.0, count=episodes))
     assert value >= 0 and (error == math.inf) == (episodes < 8)
+    assert 0 <= predictability <= 1 and (episodes >= 8 or value == predictability == 0)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -481,20 +506,22 @@ def test_measured_dependence_of_mixed_walkers_is_the_exact_one(share, tmp_path):
 
 
 def test_the_dial_moves_the_dependence_of_expert_teams(tmp_path):
-    """On spread the exact value, from the teams' own probabilities, is not reached, but is never exceeded."""
+    """On spread the exact value, from the teams' own probabilities, is not reached, but is not exceeded either."""
     measured, exact = [], []
     for share in (0, 0.5, 1):
-        dataset = load_dataset("simple_spread", f"mix:share={share}", 40_000, 0, tmp_path)
+        dataset = load_dataset("simple_spread", f"mix:share={share}", 30_000, 0, tmp_path)
         measured.append(dataset.facts["dependence"])
         states = dataset.observations[:200, :-1].flatten(0, 1)
         exact.append(exact_dependence(joint_of(Mix(3, "step", share, 0.1), policies_of_teams(states))))
     assert exact[0] == pytest.approx(0, abs=1e-6) and 0.05 < exact[1] < 0.4 * exact[2]
-    assert measured[0] < 0.01 and measured[0] < measured[1] < exact[1] and 0.4 * exact[2] < measured[2] < exact[2]
+    assert measured[0] < 0.01 and measured[0] <= measured[1] < exact[1]
+    assert measured[1] + 0.02 < measured[2] < exact[2]
 
 
 # ---------------------------------------------------------------------------------------------- files of mixes
 
 
+@pytest.mark.usefixtures("hardly_measured")
 def test_mix_is_cached_under_a_name_of_its_own(tmp_path, monkeypatch):
     loaded = load_dataset(games.ENV_ID, "mix:share=0.5,unit=episode", 2500, 3, tmp_path)
     (path,) = tmp_path.iterdir()
@@ -522,6 +549,7 @@ def test_same_seed_same_mix_and_other_seed_another(env_id, unit, tmp_path):
         assert not torch.equal(first.actions, other.actions)
 
 
+@pytest.mark.usefixtures("hardly_measured")
 def test_every_chunk_draws_its_teams_anew(tmp_path, monkeypatch):
     """Episodes of one team each, simulated in chunks of three."""
     monkeypatch.setitem(datasets.SIMULATIONS, games.ENV_ID, replace(datasets.SIMULATIONS[games.ENV_ID], chunk=3))
@@ -564,7 +592,7 @@ def edited(path, copy, *edits):
 def test_dependence_of_a_file_without_it_is_measured_at_load(tossed, tmp_path):
     """And is what would be in the file."""
     whole = load_dataset(games.ENV_ID, str(tossed))
-    own = edited(tossed, tmp_path / "own.h5", attribute("dependence", None), attribute("dependence_error", None))
+    own = edited(tossed, tmp_path / "own.h5", *(attribute(name, None) for name in datasets.MEASURED))
     before = tree(tmp_path)
     assert load_dataset(games.ENV_ID, own).facts == whole.facts and tree(tmp_path) == before
     half = edited(tossed, tmp_path / "half.h5", attribute("dependence", None), attribute("dependence_error", 7.0))
@@ -728,6 +756,7 @@ def test_conventions_that_do_not_match_get_nothing():
     assert returns_of(halves, 500).sum() == 0
 
 
+@pytest.mark.usefixtures("hardly_measured")
 def test_logged_rows_of_the_game_are_its_transitions(tmp_path):
     """Rewards are those of the observation after them, and cells move as the actions say, or to 0 in a gust."""
     for dataset in ("random", "mix:share=1"):
@@ -820,7 +849,7 @@ class TestRuns:
         common.check_refused(spacql, [*SMALL, *flags.split()], words, tmp_path)
 
     def test_game_is_learnt(self, run):
-        """From data that score below 1 of 100. Measured with seeds 0 to 5: TO BE MEASURED."""
+        """From data that score below 1 of 100. Measured with seeds 0 to 5: 73 to 99."""
         flags = "--dataset mix:share=0,noise=0.3 --dataset-size 50000 --batch-size 128 --rounds 150 --eval-every 150"
         flags += " --tau 0.05 --num-seeds 2 --final-episodes 200"
         assert run(f"{flags} --rounds 1 --learning-rate 1e-9 --name untrained")["score_mean"] < 20

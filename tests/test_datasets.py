@@ -25,6 +25,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import data.behaviour as behaviour
+import data.coordination as coordination
 import data.datasets as datasets
 from data.behaviour import Args, greedy, load_policies, mlp
 from data.datasets import QUALITIES, SIMULATIONS, Dataset, load_dataset, make_env, normalise, plan
@@ -38,6 +39,14 @@ LANDMARKS = {"simple_spread": 3, "simple_tag": 2, "simple_world": 5}
 ALL = [(env_id, quality) for env_id in ENV_IDS for quality in QUALITIES]
 CHUNK = SIMULATIONS["simple_spread"].chunk
 quickly = settings(repeatable, max_examples=40)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hardly_measured():
+    """Dependence has tests of its own (test_coordination.py); here the facts need only be there."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(coordination, "UPDATES", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +112,7 @@ def test_file_has_the_documented_arrays(env_id, tmp_path):
         assert not file["terminals"][()].any()
         assert file["timeouts"][:, -1].all() and not file["timeouts"][:, :-1].any()
         attributes = "env_id quality action_kind random_score expert_score seed behaviour versions format"
+        attributes += " dataset dependence dependence_error predictability"
         assert set(file.attrs) == set(attributes.split()) and file.attrs["seed"] == 3
         for name in ("observations", "actions", "rewards"):
             assert np.array_equal(file[name][()], getattr(dataset, name).numpy()), name

@@ -819,6 +819,11 @@ def test_runs_are_judged_once(actions, train, data_dir, tmp_path):
     before = tree("tables")
     uncertainty.main([*flags, "runs/one", "runs/two"])
     assert tree("tables") == before, "nothing is left to do"
+    SCRIPTS[actions].main("--resume --checkpoint runs/two --rounds 4".split())
+    uncertainty.main([*flags, "runs/one", "runs/two"])
+    later = tables(tmp_path / "tables")
+    assert [len(rows) for rows in later] == [len(rows) for rows in both], "instead of the old rows"
+    assert [rows[-1]["rounds"] for rows in later] == ["4", "4"] and later[1][0] == both[1][0]
 
 
 def test_an_interrupted_judgement_goes_on(train, data_dir, tmp_path, monkeypatch):

@@ -173,8 +173,10 @@ def test_sizes_shared_in_a_run_are_noticed(mistake, run, monkeypatch):
 
 
 def test_tables_have_every_task_and_quality():
-    assert set(spacql.TASKS) == set(spacql.CQL_ALPHA) == set(ENV_IDS)
-    assert all(set(table) == set(QUALITIES) and min(table.values()) > 0 for table in spacql.CQL_ALPHA.values())
+    assert list(spacql.TASKS) == list(spacql.CQL_ALPHA) == [*ENV_IDS, "two_doors"]
+    assert all(set(spacql.CQL_ALPHA[env_id]) == set(QUALITIES) for env_id in ENV_IDS)
+    assert set(spacql.CQL_ALPHA["two_doors"]) == {"random", "mix"}, "the game has no other data"
+    assert all(min(table.values()) > 0 for table in spacql.CQL_ALPHA.values())
     assert all(min(values.values()) > 0 for values in spacql.TASKS.values())
     names = {"learning_rate", "entropy_coef", "paper_learning_rate", "paper_rounds"}
     assert all(set(values) == names for values in spacql.TASKS.values())
@@ -462,8 +464,8 @@ def test_data_without_a_default_alpha_needs_one(simulated, run):
 
 refused = functools.partial(common.refused, spacql)
 BAD_FLAGS = {
-    "--env-id simple_spraed": "unknown env-id 'simple_spraed' (choose from simple_spread, simple_tag, simple_world);"
-    " did you mean 'simple_spread'?",
+    "--env-id simple_spraed": "unknown env-id 'simple_spraed' (choose from simple_spread, simple_tag, simple_world,"
+    " two_doors); did you mean 'simple_spread'?",
     "--dataset mediun": "unknown dataset 'mediun' (choose from random, medium-replay, medium, expert);"
     " did you mean 'medium'?",
     "--dataset none.h5": "no dataset file none.h5",
