@@ -788,7 +788,7 @@ def test_wrong_standardisation_of_actions_is_noticed(wrong):
 # --------------------------------------------------------------------------------- the actors' gradient
 
 
-L2 = 0.3, 0.07  # weights of squared actions and outputs
+CLONING, L2 = 0.2, (0.3, 0.07)  # weights of cloning, and of squared actions and outputs
 
 
 def ascend(actor, critic, state, obs, actions, kind, norm, change=lambda alternatives: alternatives):
@@ -799,7 +799,7 @@ def ascend(actor, critic, state, obs, actions, kind, norm, change=lambda alterna
     norms = {k: partial(spacql_continuous.batch_norm, kind=k) for k in spacql_continuous.CHOICES["action_norm"]}
     alternatives = norms[norm](alternatives)
     q = spacql_continuous.critic_values([p.detach() for p in critic], state, alternatives).mean(1)
-    spacql_continuous.actor_loss(kind, outputs, q, actions, *L2).sum().backward()
+    spacql_continuous.actor_loss(kind, outputs, q, actions, CLONING, *L2).sum().backward()
 
 
 def check_actors_gradient(step, kind, norm, seed=0, num_seeds=2, batch=5, num=3, members=2):
@@ -822,7 +822,7 @@ def check_actors_gradient(step, kind, norm, seed=0, num_seeds=2, batch=5, num=3,
         size = float(q.detach().mean(0).abs().mean())
         clone = (own - actions[s, :, i]).square().mean()
         small = L2[0] * own.square().mean() + L2[1] * outputs.square().mean()
-        losses = dict(spacql=small - q.mean(), bc=clone, td3bc=clone - 2.5 / size * q.mean())
+        losses = dict(spacql=small - q.mean() + CLONING * clone, bc=clone, td3bc=clone - 2.5 / size * q.mean())
         losses[kind].backward()
         compare_gradients(actor, s, i, network)
 
