@@ -28,7 +28,9 @@ Deviations and readings of our own (the paper leaves room, or the original is fo
   * actors ascend the mean of the ensemble's online members, once per round, on the round's last transitions;
   * inputs are standardised once by the dataset's mean and deviation instead of by batch-norm at every call;
   * learning rates and the default size are ours (TASKS, DEFAULT_SIZES); --paper-size has CFCQL's. The last step of an
-    episode has no logged next action and is not sampled at all.
+    episode has no logged next action and is not sampled at all;
+  * off by default and ours: --clone-weight (cloning, as far as the logged actions can be predicted), --uncertainty and
+    --init-gain (other u_k), --k-samples (fewer sizes per target).
 """
 
 import json
