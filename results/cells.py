@@ -48,6 +48,7 @@ WEIGHTS = {
 }
 CLONING = {
     "clone": "--clone-weight 1",  # as far as the logged actions can be predicted
+    "clone-10": "--clone-weight 10",
     "clone-fixed-1": "--clone-weight 1 --clone-power 0",
     "clone-fixed-10": "--clone-weight 10 --clone-power 0",
     "td3bc": "--actor-loss td3bc",

@@ -335,10 +335,16 @@ def check_all_sizes(draw, sizes):
     assert torch.equal(g.get_state(), before)
 
 
+def draw_from(monkeypatch, starts):
+    """Random starts are these, in `draw_sizes` and in its wrong versions here."""
+    for module in (stacked, spacql):
+        monkeypatch.setattr(module, "per_seed", lambda *_: starts)
+
+
 def check_last_start(draw, most=30):
     """The largest number below 1 that can be drawn, which rounds to 1 when added to: the sizes are in order still."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(spacql, "per_seed", lambda *_: torch.full((1, 1, 1), 1 - 2.0**-24))
+        draw_from(monkeypatch, torch.full((1, 1, 1), 1 - 2.0**-24))
         for num in range(2, most + 1):
             for count in range(1, num):
                 drawn = draw(torch.arange(1, num + 1), count, 1, [])[0, 0]
@@ -351,7 +357,7 @@ def average_targets(draw, backup, q, online, count):
     num_sizes, members = q.shape[-1], q.shape[1]
     starts = (torch.arange(20 * num_sizes) + 0.5) / (20 * num_sizes)  # none where the choice of sizes changes
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(spacql, "per_seed", lambda *_: starts.view(1, -1, 1))
+        draw_from(monkeypatch, starts.view(1, -1, 1))
         used = draw(torch.arange(num_sizes), count, len(starts), [])  # the "sizes" are places in q
     used = used.expand(len(q), members, len(starts), -1)
     q, online = (x.unsqueeze(2).expand(-1, -1, len(starts), -1).gather(-1, used) for x in (q, online))

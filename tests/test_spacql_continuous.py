@@ -27,6 +27,7 @@ from torch import nn
 import data.datasets as datasets
 import data.half_cheetah as half_cheetah
 import data.runs as runs
+import data.stacked as stacked
 import spacql
 import spacql_continuous
 from data.behaviour import CONTINUOUS_ENV_IDS, load_policies
@@ -237,7 +238,8 @@ class Recorder:
 
     def spy(self, name, note):
         original = getattr(spacql_continuous, name)
-        self.monkeypatch.setattr(spacql_continuous, name, lambda *args: note(original, *args))
+        for module in (spacql_continuous, stacked):  # what data/stacked.py draws itself, too
+            self.monkeypatch.setattr(module, name, lambda *args: note(original, *args))
 
     def note_draw(self, original, *args):
         self.draws.append(original(*args))
