@@ -175,13 +175,13 @@ def measure_dependence(dataset, seed: int = 0) -> tuple[float, float, float]:
     It is the difference of two held-out cross-entropies: that of a classifier of a_i that sees s, and that of one that
     also sees a_-i. Both are read off one model of the joint action, a mixture of L latent classes,
         p(a | s) = sum_l w_l(s) prod_i p_l,i(a_i | s),
-    as p(a_i | s) and p(a_i | s, a_-i). Which team acts is such a class. (Two free networks learn too little from as
-    many transitions: where 0.45 nats are exact they find 0.13, and this model 0.38.)
+    as p(a_i | s) and p(a_i | s, a_-i). Which team acts is such a class. (Two free networks learn less from as many
+    transitions.)
 
-    Dependence of mixed teams is underestimated (0.07 where 0.13 are exact); the shipped qualities measure at most
-    0.005. But what the model has not learnt of the state can pass for dependence where agents act alike: agents that
-    all play one sharp function of the state, which are independent given it, measure 0.02 with 6000 episodes, 0.04 with
-    800 and 0.4 with 100. The standard error does not include this. Of fewer than 8 episodes nothing is said: 0, with an
+    Dependence of mixed teams is underestimated; the shipped qualities measure at most 0.006 (results/dependence.csv).
+    But what the model has not learnt of the state can pass for dependence where agents act alike: agents that all play
+    one sharp function of the state, which are independent given it, measure more than 0, and the more so the fewer
+    episodes there are. The standard error does not include this. Of fewer than 8 episodes nothing is said: 0, with an
     infinite error, and predictability 0.
     """
     states, actions, num_actions = look_at(dataset)
