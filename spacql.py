@@ -65,7 +65,7 @@ CQL_ALPHA = {
 }
 DEFAULT_SIZES = dict(rounds=800, batch_size=256, penalty_agents=1)  # minutes on two cores
 CHOICES = dict(backup=("spacql", "icql-qs", "joint", "uniform"), penalty=("cfcql", "macql", "none"), uncertainty=KINDS)
-CHOICES |= dict(env_id=tuple(TASKS), actor_loss=("spacql", "bc", "td3bc"))
+CHOICES |= dict(actor_loss=("spacql", "bc", "td3bc"), actor_others=("logged", "policy"), env_id=tuple(TASKS))
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class Args:
     """conservative penalty: cfcql (per agent, others as logged), macql (joint actions), none"""
     actor_loss: str = "spacql"
     """spacql (equation 6), bc (behaviour cloning; the critics have no say), td3bc (both)"""
+    actor_others: str = "logged"
+    """whom an agent improves against in equation (6): the others as logged (the paper), or policy (ours)"""
     clone_weight: float = 0.0
     """weight of behaviour cloning added to equation (6), ours, times the data's predictability to --clone-power"""
     clone_power: float = 2.0
@@ -435,10 +437,12 @@ def train(args, folder, saved, device):
             adams["critic"].step()
 
         # ---- actors: equation (6), on the round's last transitions
-        with torch.no_grad():
-            alternatives = counterfactuals(actions, everyone)  # [S, B, N * A, N * A]
-            q = critic_values(critic, state, alternatives).mean(1).unflatten(-1, (num, -1))  # [S, B, N, A]
         logits = actor_logits(actor, state.unflatten(-1, (num, -1)))
+        with torch.no_grad():
+            drawn = sample_actions(logits, noise[:, update, :, :1, :, 0])[:, :, 0]  # [S, B, N]
+            played = actions if args.actor_others == "logged" else drawn
+            alternatives = counterfactuals(played, everyone)  # [S, B, N * A, N * A]
+            q = critic_values(critic, state, alternatives).mean(1).unflatten(-1, (num, -1))  # [S, B, N, A]
         adams["actor"].zero_grad()
         actor_loss(args.actor_loss, logits, q, actions, clone_weight, args.entropy_coef).sum().backward()
         clip_each(actor, args.max_grad_norm)

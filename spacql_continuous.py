@@ -64,7 +64,8 @@ CQL_ALPHA = {
 }
 TARGET_NOISE, CANDIDATE_NOISE = 0.05, 0.2  # standard deviations, CFCQL's
 CHOICES = dict(backup=("spacql", "icql-qs", "joint", "uniform"), penalty=("cfcql", "macql", "none"), uncertainty=KINDS)
-CHOICES |= dict(env_id=CONTINUOUS_ENV_IDS, actor_loss=("spacql", "bc", "td3bc"), action_norm=("centre", "none", "call"))
+CHOICES |= dict(actor_loss=("spacql", "bc", "td3bc"), actor_others=("logged", "policy"), env_id=CONTINUOUS_ENV_IDS)
+CHOICES |= dict(action_norm=("centre", "none", "call"))
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Args:
     """conservative penalty: cfcql (per agent, others as logged), macql (joint actions), none"""
     actor_loss: str = "spacql"
     """spacql (equation 6), bc (behaviour cloning; the critics have no say), td3bc (both)"""
+    actor_others: str = "logged"
+    """whom an agent improves against in equation (6): the others as logged (the paper), or policy (ours)"""
     clone_weight: float = 0.0
     """weight of behaviour cloning added to equation (6), ours, times the data's predictability to --clone-power"""
     clone_power: float = 2.0
@@ -475,7 +478,8 @@ def train(args, folder, saved, device, make_worlds):
 
         # ---- actors: equation (6), on the round's last transitions
         outputs = actor_outputs(actor, obs)  # [S, B, N, A]
-        alternatives = norm(counterfactuals(actions, everyone, outputs.tanh().unsqueeze(3)))  # [S, B, N, N * A]
+        played = actions if args.actor_others == "logged" else outputs.detach().tanh()
+        alternatives = norm(counterfactuals(played, everyone, outputs.tanh().unsqueeze(3)))  # [S, B, N, N * A]
         q = critic_values([p.detach() for p in critic], state, alternatives).mean(1)  # [S, B, N]
         adams["actor"].zero_grad()
         weights = (clone_weight, args.action_l2, args.output_l2)

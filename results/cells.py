@@ -46,6 +46,8 @@ WEIGHTS = {
     "neighbour": "--uncertainty neighbour",
     "init-gain-3": "--init-gain 3",
 }
+# The same backups, with actors that improve against the others' policies in place of their logged actions.
+VS_POLICY = {f"{backup}-vs-policy": f"--backup {backup} --actor-others policy" for backup in BACKUPS}
 CLONING = {
     "clone": "--clone-weight 1",  # as far as the logged actions can be predicted
     "clone-10": "--clone-weight 10",
@@ -65,7 +67,7 @@ ABLATION = {
     "no penalty": "--penalty none",
     "4 critics": "--num-critics 4",
 }
-FLAGS |= WEIGHTS | CLONING | ABLATION
+FLAGS |= WEIGHTS | VS_POLICY | CLONING | ABLATION
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,8 @@ BLOCKS = (  # in the order in which they run: the most telling first
     Block("discrete", PREY, NARROW, METHODS, 400),
     Block("continuous", PREY, WIDE, METHODS, 400),
     Block("continuous", PREY, NARROW, METHODS, 400),
-    Block("coordination", ("two_doors",), DOORS, BACKUPS, 150, batch_size=128),
-    Block("coordination", SPREAD, TEAMS, BACKUPS, 200, num_seeds=3, flags="--cql-alpha 2.5"),
+    Block("coordination", ("two_doors",), DOORS, (*BACKUPS, *VS_POLICY), 150, batch_size=128),
+    Block("coordination", SPREAD, TEAMS, (*BACKUPS, *VS_POLICY), 200, num_seeds=3, flags="--cql-alpha 2.5"),
     Block("weights", SPREAD, WIDE, tuple(WEIGHTS), 800),
     Block("weights", PREY, WIDE, tuple(WEIGHTS), 400),
     Block("cloning", PREY, ("expert", "medium-replay", "medium", "random"), tuple(CLONING), 400, num_seeds=3),

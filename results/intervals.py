@@ -76,6 +76,36 @@ def improvement(first, second) -> Estimate:
     return estimate(value, values, (first, second))
 
 
+def crossing(places, first, second) -> tuple[Estimate, float]:
+    """Where along `places`, which rise, IQM of the first minus IQM of the second changes its sign for the first time.
+
+    first, second: a group of seeds' scores at each place; between places the difference is linear. The interval is that
+    of those resamples in which the sign changes at all, their share comes second. nan where it does not change.
+    """
+    rng = np.random.default_rng(SEED)
+    draws = [[iqm(resampled([group], rng), axis=1) for group in groups] for groups in (first, second)]
+    differences = np.subtract(*draws)  # [places, resamples]
+    value = first_zero(places, np.array([[iqm(a) - iqm(b)] for a, b in zip(first, second, strict=True)]))
+    found = first_zero(places, differences)
+    found = found[~np.isnan(found)]
+    share = len(found) / RESAMPLES
+    return estimate(value[0], found if share else [np.nan], (*first, *second)), share
+
+
+def first_zero(places, differences: np.ndarray) -> np.ndarray:
+    """Where each column of differences [places, ...], linear in between, first changes its sign; nan where nowhere.
+
+    A difference of exactly 0 has no sign: the line goes from the place before it to the one behind.
+    """
+    zero, last_place, last = (np.full(differences.shape[1:], np.nan) for _ in range(3))
+    for place, here in zip(places, differences, strict=True):
+        now = np.isnan(zero) & (last * here < 0)
+        zero[now] = last_place[now] + (place - last_place[now]) * last[now] / (last[now] - here[now])
+        signed = here != 0
+        last_place[signed], last[signed] = place, here[signed]
+    return zero
+
+
 def coverage(num_seeds: int, repeats: int, resamples: int = 2000) -> tuple[float, float]:
     """How often an interval of one IQM, and one of a difference of two, has the truth, 0: of standard normal scores."""
     rng, tail, hits = np.random.default_rng(SEED), (1 - LEVEL) / 2, np.zeros(2)

@@ -16,6 +16,7 @@ from data.files import atomic, say
 from results.cells import KEYS, SCRIPTS, planned_cells
 
 RECORD = "cell.json"  # written last into a run folder: what has it is done
+DEPENDENCE = "dependence.csv"  # how far the agents of each dataset act together (results/dependence.py)
 
 
 def read(path: Path) -> list[dict]:

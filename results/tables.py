@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from data.files import atomic
-from results.cells import BACKUPS, CLONING, METHODS, NARROW, QUALITIES, WEIGHTS, WIDE, Cell, Job
+from results.cells import BACKUPS, CLONING, METHODS, NARROW, QUALITIES, VS_POLICY, WEIGHTS, WIDE, Cell, Job
 from results.claims import (
     CLAIMS,
     FAILS,
@@ -18,7 +18,8 @@ from results.claims import (
     try_claim,
     weights,
 )
-from results.intervals import COVERAGE, FEWEST, difference, iqm, iqm_interval
+from results.intervals import COVERAGE, FEWEST, LEVEL, crossing, difference, iqm, iqm_interval
+from results.records import DEPENDENCE, read
 
 DATA_SCORES = {  # mean scores of the default datasets, by QUALITIES (README, Worlds and datasets)
     "discrete": {
@@ -44,9 +45,16 @@ TITLES = {
 }
 AGGREGATES = {"all": QUALITIES, "random and medium-replay": WIDE, "medium and expert": NARROW}
 # Columns of each table, and the grid whose main rows stand in for methods that are not run twice.
-COLUMNS = {"discrete": METHODS, "continuous": METHODS, "coordination": BACKUPS}
+COLUMNS = {"discrete": METHODS, "continuous": METHODS, "coordination": (*BACKUPS, *VS_POLICY)}
 COLUMNS |= {"weights": ("spacql", *WEIGHTS), "cloning": ("spacql", "bc", *CLONING)}
 COLUMNS |= {"cloning-continuous": COLUMNS["cloning"]}
+OPPONENTS = (  # where data are coordinated
+    ("joint", "icql-qs"),
+    ("spacql", "uniform"),
+    ("joint", "spacql"),
+    ("joint-vs-policy", "icql-qs-vs-policy"),
+    ("joint-vs-policy", "joint"),
+)
 BORROWED = {"weights": "discrete", "cloning": "discrete", "cloning-continuous": "continuous"}
 INTRODUCTION = f"""# Results
 
@@ -179,6 +187,34 @@ def last_weights(grid: str, dataset: tuple, method: str, scores: Scores) -> str:
     return ""
 
 
+def dependence_table(scores: Scores, measured: list[dict]) -> str:
+    """What the backups' scores differ by on data of more and more dependent actions, and where they change places.
+
+    measured: the rows of dependence.csv.
+    """
+    dependence = {(row["env_id"], row["dataset"]): float(row["dependence_nats"]) for row in measured}
+    datasets = dict.fromkeys(key[1:3] for key in scores.main.values() if key[0] == "coordination")
+    rows, sentences = [], []
+    for env_id in dict.fromkeys(env_id for env_id, _ in datasets):
+        places = sorted((dependence[d], d) for d in datasets if d[0] == env_id and d in dependence)
+        for nats, where in places:
+            groups = [[scores.values(("coordination", *where), m) for m in pair] for pair in OPPONENTS]
+            texts = [in_words(difference([a], [b])) if min(len(a), len(b)) >= FEWEST else "" for a, b in groups]
+            rows.append((*where, f"{nats:.3f}", *texts))
+        for pair in OPPONENTS:
+            sides = [[scores.values(("coordination", *where), m) for _, where in places] for m in pair]
+            ready = [i for i in range(len(places)) if min(len(side[i]) for side in sides) >= FEWEST]
+            if len(ready) > 1:
+                found, share = crossing([places[i][0] for i in ready], *([side[i] for i in ready] for side in sides))
+                where = f"at {found.value:.2f} nats" if np.isfinite(found.value) else "nowhere"
+                said = f"{pair[0]} minus {pair[1]} changes its sign {where}, in {share:.0%} of resamples somewhere"
+                interval = f" (the middle {LEVEL:.0%} of those: {found.low:.2f} to {found.high:.2f})" if share else ""
+                verdict = "a crossing" if share >= LEVEL else "no crossing is shown"
+                sentences.append(f"* {env_id}: {said}{interval}: {verdict}.")
+    head = ("task", "data", "dependence, nats", *(" minus ".join(pair) for pair in OPPONENTS))
+    return "\n".join([table(head, rows), "", *sentences])
+
+
 def claims_section(scores: Scores) -> str:
     """All verdicts at a glance, and what they rest on."""
     overview, details, comparisons = [], [], []
@@ -248,8 +284,12 @@ def write_tables(path: Path, scores: Scores, cells: list[Cell], jobs: list[Job])
     parts += [f"## {TITLES[grid]}\n\n{main_table(grid, scores)}" for grid in TASKS]
     parts += ["## The paper's claims", claims_section(scores)]
     parts += ["## SPaCQL against each method over several datasets", aggregate_differences(scores)]
+    measured = read(path.with_name(DEPENDENCE))
     side = [grid for grid in TITLES if grid not in TASKS and any(key[0] == grid for key in scores.rows)]
-    parts += [f"## {TITLES[grid]}\n\n{side_table(grid, scores)}" for grid in side]
+    for grid in side:
+        parts.append(f"## {TITLES[grid]}\n\n{side_table(grid, scores)}")
+        if grid == "coordination" and measured:
+            parts.append(dependence_table(scores, measured))
     parts += ["## Not run", missing_section(cells, jobs)]
     with atomic(path) as partial:
         partial.write_text("\n\n".join(part.strip() for part in parts) + "\n")

@@ -325,6 +325,26 @@ def check_clone_weight(script, run, monkeypatch, action_kind):
     assert seen == pytest.approx([0, 3, 3 * share**2, 3 * share])
 
 
+def check_actor_others(script, run, monkeypatch):
+    """--actor-others: alternatives are tried against the logged actions of others, or against the policies'.
+
+    Returns the latter, and the actors' outputs at the same states.
+    """
+    counterfactuals, loss, played, seen = script.counterfactuals, script.actor_loss, [], []
+    monkeypatch.setattr(script, "counterfactuals", lambda *args: played.append(args[0]) or counterfactuals(*args))
+    monkeypatch.setattr(script, "actor_loss", lambda *args: seen.append(args) or loss(*args))
+    lasts = []  # the actors' call is the last one of a round
+    for others in script.CHOICES["actor_others"]:
+        flags = "--penalty none --rounds 1 --critic-updates 1 --final-episodes 1"
+        run(f"{flags} --actor-others {others} --name {others}")
+        lasts.append(played[-1])
+    (_, _, q_logged, logged, *_), (_, outputs, q_policy, same, *_) = seen
+    assert torch.equal(lasts[0], logged) and torch.equal(logged, same)
+    assert lasts[1].shape == logged.shape and not torch.equal(lasts[1], logged)
+    assert not lasts[1].requires_grad and not torch.equal(q_logged, q_policy)
+    return lasts[1], outputs
+
+
 def check_flags_matter(run, flags, more=""):
     """A flag that is read and then ignored would leave the same networks."""
     ends = []

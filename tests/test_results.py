@@ -29,7 +29,7 @@ import spacql_continuous
 from data import omar
 from data.files import parse
 from data.runs import check_args
-from results import cells, claims, intervals, make, records, running, tables
+from results import cells, claims, dependence, intervals, make, records, running, tables
 from results.cells import BACKUPS, BLOCKS, KEYS, METHODS, QUALITIES, SCRIPTS, WIDE, Job, missing_jobs, planned_cells
 from results.claims import FAILS, HOLDS, OPEN, Scores, try_claim
 from results.intervals import Estimate
@@ -218,6 +218,36 @@ def test_improvement():
     groups = ([1.0, 4.0, 6.0], [2.0, 4.0, 5.0])
     assert intervals.improvement(*groups).value == pytest.approx((0.5 + 4) / 9)
     check_against_every_resample(intervals.improvement, share, groups)
+
+
+def loop_first_zero(places, differences):
+    """The first change of sign along a line through the points that are not 0."""
+    points = [(x, d) for x, d in zip(places, differences, strict=True) if d != 0]
+    for (x0, d0), (x1, d1) in itertools.pairwise(points):
+        if (d0 > 0) != (d1 > 0):
+            return x0 + (x1 - x0) * d0 / (d0 - d1)
+    return np.nan
+
+
+@given(st.lists(st.sampled_from([-2.0, -1.0, 0.0, 1.0, 3.0]), min_size=1, max_size=6))
+@hypothesis_settings(deadline=None, derandomize=True, database=None)
+def test_first_zero(differences):
+    """Against a loop; a line that only touches 0 does not cross it."""
+    places = np.arange(len(differences)) ** 1.5
+    found = intervals.first_zero(places, np.array([differences, differences[::-1]]).T)
+    expected = [loop_first_zero(places, d) for d in (differences, differences[::-1])]
+    np.testing.assert_allclose(found, expected)
+
+
+def test_crossing():
+    """Far apart at both ends it is certain, and where the line says; with equal signs it is nowhere."""
+    low, high = [0.0, 1.0, 2.0], [30.0, 31.0, 32.0]
+    found, share = intervals.crossing([0.0, 0.4], [low, high], [high, low])
+    assert share == 1 and found.value == pytest.approx(0.2) and 0.18 < found.low < 0.2 < found.high < 0.22
+    found, share = intervals.crossing([0.0, 0.4], [low, low], [high, high])
+    assert share == 0 and np.isnan(found).all()
+    found, share = intervals.crossing([0.0, 1.0], [low, [0.0, 1.0, 3.5]], [high, low])
+    assert 0.5 < share < 0.95 and found.value > 0.9, "uncertain at the upper end"
 
 
 def test_few_seeds_have_no_interval():
@@ -485,7 +515,9 @@ def test_commands_are_understood():
             assert (args.seed, args.num_seeds, args.out) == (3, 2, "runs/results")
             assert (args.batch_size or 256) == cell.batch_size
             expected = dict(joint="joint", uniform="uniform", cfcql="joint", macql="joint", bc="icql-qs")
-            assert args.backup == expected.get(cell.method, "icql-qs" if cell.method == "icql-qs" else "spacql")
+            method = cell.method.removesuffix("-vs-policy")
+            assert args.backup == expected.get(method, "icql-qs" if method == "icql-qs" else "spacql")
+            assert (args.actor_others == "policy") == (method != cell.method)
 
 
 def test_variants_differ():
@@ -1020,6 +1052,36 @@ def test_borrowed_columns():
     line = next(x for x in text.splitlines() if x.startswith("| simple_spread | random | 800 |"))
     assert "| 60.0 [" in line and "| **70.0** [" in line
     assert "| simple_spread | random | 0.500, 0.300, 0.200 | 0.700, 0.200, 0.100 |" in text
+
+
+def test_dependence_table():
+    """Rows by dependence, not in the order of the plan; the crossing is found at the dependence of the data."""
+    mixes = {mix: ("two_doors", mix) for mix in cells.DOORS}
+    joint = {place: around(20 + 20 * i) for i, place in enumerate(mixes.values())}
+    found = {place: dict(joint=joint[place], **{"icql-qs": around(50), "spacql": around(0)}) for place in joint}
+    scores = Scores(EVERYTHING, dict(coordination=rows_from(found, grid="coordination")))
+    measured = [
+        dict(env_id=env_id, dataset=mix, dependence_nats=str(i / 10)) for i, (env_id, mix) in enumerate(mixes.values())
+    ]
+    text = tables.dependence_table(scores, measured[::-1])
+    lines = [line for line in text.splitlines() if line.startswith("| two_doors")]
+    assert [line.split(" | ")[2] for line in lines] == ["0.000", "0.100", "0.200", "0.300", "0.400"]
+    assert "| -30.0 [" in lines[0] and "| +50.0 [" in lines[4]
+    assert "* two_doors: joint minus icql-qs changes its sign at 0.15 nats, in 100% of resamples somewhere" in text
+    assert "* two_doors: joint minus spacql changes its sign nowhere, in 0% of resamples somewhere: no" in text
+    assert "spacql minus uniform changes" not in text, "uniform has not been run"
+
+
+def test_planned_datasets():
+    """Every dataset of the plan once, by the kind of its script's actions."""
+    planned = dependence.planned_datasets()
+    assert len(set(planned)) == len(planned)
+    assert {(env_id, data) for _, env_id, data in planned} == {
+        (cell.env_id, cell.dataset) for cell in EVERYTHING if cell.env_id not in cells.CHEETAH
+    }
+    assert ("continuous", "simple_tag", "expert") in planned and ("discrete", "two_doors", cells.DOORS[0]) in planned
+    rows = records.read(ROOT / "results" / records.DEPENDENCE)
+    assert [(row["actions"], row["env_id"], row["dataset"]) for row in rows] == planned
 
 
 def test_published_numbers():

@@ -129,13 +129,31 @@ def test_cloning_weighs_as_much_as_the_data_can_be_predicted(run, monkeypatch):
     common.check_clone_weight(spacql, run, monkeypatch, "discrete")
 
 
+def test_whom_an_agent_improves_against(run, monkeypatch):
+    """The paper's logged others, or actions drawn from the policies at the same states."""
+    sample_actions, drawn = spacql.sample_actions, []
+
+    def spy(logits, uniform):
+        drawn.append((logits, sample_actions(logits, uniform)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(spacql, "sample_actions", spy)
+    played, logits = common.check_actor_others(spacql, run, monkeypatch)
+    found = [actions for at, actions in drawn if at is logits]
+    assert len(found) == 1 and torch.equal(played, found[0][:, :, 0])
+
+
 def test_backups_and_penalties_end_differently(run):
     flags = ["", "--backup joint", "--backup icql-qs", "--backup uniform", "--penalty macql", "--penalty none"]
     flags += ["--cql-alpha 0.1", "--weight-temperature 9", "--entropy-coef 0", "--gamma 0.5", "--max-grad-norm 0.01"]
     flags += ["--penalty-agents 3", "--critic-updates 2", "--learning-rate 0.1", "--tau 0.5", "--data-seed 1"]
     flags += ["--k-samples 2", "--k-samples 1", "--k-samples 2 --backup uniform"]
     flags += ["--actor-loss bc", "--actor-loss td3bc", "--clone-weight 1"]
-    flags += ["--init-gain 2", *(f"--uncertainty {kind}" for kind in spacql.CHOICES["uncertainty"] if kind != "std")]
+    flags += [
+        "--init-gain 2",
+        "--actor-others policy",
+        *(f"--uncertainty {kind}" for kind in spacql.CHOICES["uncertainty"] if kind != "std"),
+    ]
     common.check_flags_matter(run, flags)
 
 

@@ -145,7 +145,7 @@ def test_every_flag_of_the_method_has_a_say(run):
     flags += ["--critic-updates 2", "--learning-rate 0.1", "--tau 0.5", "--data-seed 1", "--actor-loss bc"]
     flags += ["--actor-loss td3bc", "--candidates 3", "--action-norm call", "--action-norm none", "--clone-weight 1"]
     flags += ["--actor-learning-rate 0.1", "--action-l2 9", "--output-l2 9", "--batch-size 31", "--hidden 15"]
-    flags += ["--k-samples 2", "--k-samples 1", "--init-gain 2"]
+    flags += ["--k-samples 2", "--k-samples 1", "--init-gain 2", "--actor-others policy"]
     flags += [f"--uncertainty {kind}" for kind in spacql_continuous.CHOICES["uncertainty"] if kind != "std"]
     common.check_flags_matter(run, flags, "--critic-updates 3 --final-episodes 1")
 
@@ -165,6 +165,12 @@ def test_critics_have_no_say_in_cloning(run):
 
 def test_cloning_weighs_as_much_as_the_data_can_be_predicted(run, monkeypatch):
     common.check_clone_weight(spacql_continuous, run, monkeypatch, "continuous")
+
+
+def test_whom_an_agent_improves_against(run, monkeypatch):
+    """The paper's logged others, or the policies' actions at the same states."""
+    played, outputs = common.check_actor_others(spacql_continuous, run, monkeypatch)
+    assert torch.equal(played, outputs.tanh())
 
 
 # ---------------------------------------------------------------------------------------------------- settings
