@@ -29,8 +29,8 @@ Deviations and readings of our own (the paper leaves room, or the original is fo
   * inputs are standardised once by the dataset's mean and deviation instead of by batch-norm at every call;
   * learning rates and the default size are ours (TASKS, DEFAULT_SIZES); --paper-size has CFCQL's. The last step of an
     episode has no logged next action and is not sampled at all;
-  * off by default and ours: --clone-weight (cloning, as far as the logged actions can be predicted), --uncertainty and
-    --init-gain (other u_k), --k-samples (fewer sizes per target).
+  * off by default and ours: --clone-weight (cloning, as far as the logged actions can be predicted), --actor-others
+    policy (in (6)), --uncertainty and --init-gain (other u_k), --k-samples (fewer sizes per target).
 """
 
 import json

@@ -24,7 +24,7 @@ Deviations and readings of our own, beside those of spacql.py on rewards, penalt
   * inputs are standardised once, by the dataset; on spread the critics' action inputs are also centred at every call,
     half of CFCQL's batch-norm: an actor's mean action then gets no gradient, and u_k no sign of it (README);
   * scores of spread and HalfCheetah are in the published unit (same tasks); tag and world have our own prey and unit;
-  * off by default and ours: --clone-weight, --uncertainty, --init-gain, --k-samples.
+  * off by default and ours: --clone-weight, --actor-others policy, --uncertainty, --init-gain, --k-samples.
 """
 
 import json
