@@ -18,6 +18,7 @@ SCRIPTS = {
     "discrete": "spacql.py",
     "continuous": "spacql_continuous.py",
     "weights": "spacql.py",  # other rules for w_k, and what could make them differ from 1/n
+    "actors": "spacql.py",  # that improve against each other's policies
     "cloning": "spacql.py",  # some behaviour cloning in the actor, for narrow data
     "cloning-continuous": "spacql_continuous.py",
     "coordination": "spacql.py",  # data whose teams act together, more or less
@@ -154,6 +155,8 @@ BLOCKS = (  # in the order in which they run: the most telling first
     Block("continuous", PREY, NARROW, METHODS, 400),
     Block("coordination", ("two_doors",), DOORS, (*BACKUPS, *VS_POLICY), 150, batch_size=128),
     Block("coordination", SPREAD, TEAMS, (*BACKUPS, *VS_POLICY), 200, num_seeds=3, flags="--cql-alpha 2.5"),
+    Block("actors", PREY, QUALITIES, ("spacql-vs-policy", "joint-vs-policy"), 400, num_seeds=3),
+    Block("actors", SPREAD, QUALITIES, ("spacql-vs-policy", "joint-vs-policy"), DISCRETE_SPREAD, num_seeds=3),
     Block("weights", SPREAD, WIDE, tuple(WEIGHTS), 800),
     Block("weights", PREY, WIDE, tuple(WEIGHTS), 400),
     Block("cloning", PREY, ("expert", "medium-replay", "medium", "random"), tuple(CLONING), 400, num_seeds=3),

@@ -53,7 +53,7 @@ class Args:
     """What to run. By default: what is missing, then tables and figures."""
 
     grid: str | None = None
-    """discrete, continuous, weights, cloning, cloning-continuous, coordination or ablation; default all"""
+    """discrete, continuous, weights, actors, cloning, cloning-continuous, coordination or ablation; default all"""
     quick: bool = False
     """a few tiny cells of every grid, into results/quick and runs/quick"""
     dry_run: bool = False

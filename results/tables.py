@@ -15,6 +15,7 @@ from results.claims import (
     TASKS,
     Scores,
     in_words,
+    judge,
     try_claim,
     weights,
 )
@@ -38,6 +39,7 @@ TITLES = {
     "discrete": "Discrete actions (`spacql.py`)",
     "continuous": "Forces and torques (`spacql_continuous.py`)",
     "weights": "Other rules for the weights (`spacql.py`)",
+    "actors": "Actors that improve against each other's policies (`spacql.py`)",
     "cloning": "Some behaviour cloning in the actor (`spacql.py`)",
     "cloning-continuous": "The same with forces (`spacql_continuous.py`)",
     "coordination": "Data of teams that act together, more or less (`spacql.py`)",
@@ -48,6 +50,7 @@ AGGREGATES = {"all": QUALITIES, "random and medium-replay": WIDE, "medium and ex
 COLUMNS = {"discrete": METHODS, "continuous": METHODS, "coordination": (*BACKUPS, *VS_POLICY)}
 COLUMNS |= {"weights": ("spacql", *WEIGHTS), "cloning": ("spacql", "bc", *CLONING)}
 COLUMNS |= {"cloning-continuous": COLUMNS["cloning"]}
+COLUMNS |= {"actors": ("spacql", "spacql-vs-policy", "joint", "joint-vs-policy")}
 OPPONENTS = (  # where data are coordinated
     ("joint", "icql-qs"),
     ("spacql", "uniform"),
@@ -55,7 +58,13 @@ OPPONENTS = (  # where data are coordinated
     ("joint-vs-policy", "icql-qs-vs-policy"),
     ("joint-vs-policy", "joint"),
 )
-BORROWED = {"weights": "discrete", "cloning": "discrete", "cloning-continuous": "continuous"}
+BORROWED = {"weights": "discrete", "actors": "discrete", "cloning": "discrete", "cloning-continuous": "continuous"}
+CHANGES = {  # of the method, with what each is compared, dataset by dataset
+    "weights": tuple((name, "spacql") for name in WEIGHTS),
+    "actors": (("spacql-vs-policy", "spacql"), ("joint-vs-policy", "joint")),
+    "cloning": tuple((name, "spacql") for name in CLONING),
+    "cloning-continuous": tuple((name, "spacql") for name in CLONING),
+}
 INTRODUCTION = f"""# Results
 
 Written by `python results/make.py --figures` from the CSV files beside it, which have every run's command, seed, commit
@@ -162,21 +171,43 @@ def side_table(grid: str, scores: Scores) -> str:
     datasets = list(dict.fromkeys(key[1:3] for key in keys))
     columns = COLUMNS.get(grid, tuple(dict.fromkeys(key[3] for key in keys)))
 
-    def groups(dataset, method):
-        own = scores.values((grid, *dataset), method)
-        return [own or scores.values((BORROWED.get(grid), *dataset), method)]
-
     if len(datasets) == 1:
-        rows = [(method, with_interval(groups(datasets[0], method))) for method in columns]
+        rows = [(method, with_interval([own_or_borrowed(grid, datasets[0], method, scores)])) for method in columns]
         return table((f"{' '.join(datasets[0])}, {keys[0][4]} rounds", "score"), rows)
     rounds = {key[1:3]: key[4] for key in keys}
-    rows = [(*d, rounds[d], *row_of_scores([groups(d, method) for method in columns])) for d in datasets]
+    groups = {d: [[own_or_borrowed(grid, d, method, scores)] for method in columns] for d in datasets}
+    rows = [(*d, rounds[d], *row_of_scores(groups[d])) for d in datasets]
     text = table(("task", "data", "rounds", *columns), rows)
     if grid == "weights":
         rows = [(*d, *(last_weights(grid, d, method, scores) for method in columns)) for d in datasets]
         text += "\n\nThe weights w_1, w_2, w_3 that they end with (mean over states and seeds):\n\n"
         text += table(("task", "data", *columns), rows)
     return text
+
+
+def own_or_borrowed(grid: str, dataset: tuple, method: str, scores: Scores) -> list[float]:
+    """Scores of a method in a side grid, or those of the main grid that stand in for them."""
+    return scores.values((grid, *dataset), method) or scores.values((BORROWED.get(grid), *dataset), method)
+
+
+def changes_table(grid: str, scores: Scores) -> str:
+    """What each change of CHANGES makes of the score, dataset by dataset, and how often that can be told."""
+    datasets = dict.fromkeys(key[1:3] for key in scores.main.values() if key[0] == grid)
+    rows, counted = {d: [] for d in datasets}, []
+    for pair in CHANGES[grid]:
+        verdicts = []
+        for d in datasets:
+            first, second = (own_or_borrowed(grid, d, method, scores) for method in pair)
+            enough = min(len(first), len(second)) >= FEWEST
+            found = difference([first], [second]) if enough else None
+            rows[d].append(in_words(found) if enough else "")
+            verdicts += [judge(found)] if enough else []
+        if verdicts:
+            above, below = verdicts.count(HOLDS), verdicts.count(FAILS)
+            counted.append(f"* {pair[0]}: above {pair[1]} on {above}, below on {below} of {len(verdicts)} datasets")
+    head = ("task", "data", *(" minus ".join(pair) for pair in CHANGES[grid]))
+    lines = [(*d, *texts) for d, texts in rows.items() if any(texts)]
+    return "\n".join([table(head, lines), "", *counted]) if lines else ""
 
 
 def last_weights(grid: str, dataset: tuple, method: str, scores: Scores) -> str:
@@ -288,6 +319,8 @@ def write_tables(path: Path, scores: Scores, cells: list[Cell], jobs: list[Job])
     side = [grid for grid in TITLES if grid not in TASKS and any(key[0] == grid for key in scores.rows)]
     for grid in side:
         parts.append(f"## {TITLES[grid]}\n\n{side_table(grid, scores)}")
+        if grid in CHANGES and (changes := changes_table(grid, scores)):
+            parts.append(changes)
         if grid == "coordination" and measured:
             parts.append(dependence_table(scores, measured))
     parts += ["## Not run", missing_section(cells, jobs)]

@@ -1054,6 +1054,20 @@ def test_borrowed_columns():
     assert "| simple_spread | random | 0.500, 0.300, 0.200 | 0.700, 0.200, 0.100 |" in text
 
 
+def test_changes_table():
+    """A change against what it changes, which may stand in the main table; wins and losses are counted by intervals."""
+    places = [("simple_tag", quality) for quality in WIDE] + [("simple_world", "random")]
+    variants = zip((70, 40, 60), places, strict=True)
+    main = rows_from({place: dict(spacql=around(60)) for place in places})
+    variant = rows_from(
+        {place: dict(relative=around(level), range=[99.0]) for level, place in variants}, grid="weights"
+    )
+    text = tables.changes_table("weights", Scores(EVERYTHING, dict(discrete=main, weights=variant)))
+    assert "| simple_tag | random |  |  | +10.0 [" in text and "| simple_tag | medium-replay |  |  | -20.0 [" in text
+    assert text.endswith("\n* relative: above spacql on 1, below on 1 of 3 datasets"), "range has a single seed"
+    assert tables.changes_table("weights", Scores(EVERYTHING, dict(discrete=main))) == ""
+
+
 def test_dependence_table():
     """Rows by dependence, not in the order of the plan; the crossing is found at the dependence of the data."""
     mixes = {mix: ("two_doors", mix) for mix in cells.DOORS}
