@@ -112,3 +112,35 @@ def test_own_data_as_shown_are_read(tmp_path, monkeypatch):
         np.testing.assert_array_equal(getattr(dataset, name).numpy(), array)
     with h5py.File("mine.h5") as file:
         assert dataset.facts["quality"] == file.attrs["quality"]
+
+
+RESULTS = {  # section: the heads of its tables that are copies of rows of results/tables.md
+    "### The paper's claims": "| the paper's claim |",
+    "### Discrete actions": "| task | data (mean score) |",
+    "### Coordination": "| task | data | rounds |",
+    "### The expert gap": "| task | data | rounds |",
+    "### Forces and torques": "| task | data (mean score) |",
+}
+
+
+def copied_rows(readme: str, section: str) -> list[str]:
+    """The rows of a section's copied table."""
+    lines = readme[readme.index(f"\n{section}\n") :].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(RESULTS[section]))
+    end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
+    return lines[start + 2 : end]
+
+
+def stale_rows(readme: str, section: str, tables: list[str]) -> list[str]:
+    """Copied rows that are not in results/tables.md; its last columns may be left out."""
+    return [row for row in copied_rows(readme, section) if not any(line.startswith(row) for line in tables)]
+
+
+@pytest.mark.parametrize("section", RESULTS)
+def test_copied_tables_are_up_to_date(section):
+    tables = (TOP / "results" / "tables.md").read_text().splitlines()
+    rows = copied_rows(README, section)
+    assert len(rows) >= 3
+    assert stale_rows(README, section, tables) == []
+    changed = README.replace(rows[1], re.sub(r"\d\b", lambda digit: str((int(digit[0]) + 1) % 10), rows[1]))
+    assert stale_rows(changed, section, tables) == [copied_rows(changed, section)[1]], "a stale row is noticed"
