@@ -138,14 +138,16 @@ def main_table(grid: str, scores: Scores) -> str:
         rows.append((env_id, f"{quality} ({data})", size, *texts, f"*{beside}*" if beside else ""))
     for name, qualities in AGGREGATES.items():
         if places := common_datasets(grid, qualities, scores):
-            texts = row_of_scores([[scores.values((grid, *where), method) for where in places] for method in METHODS])
+            fewest = [min(len(scores.values((grid, *where), method)) for method in METHODS) for where in places]
+            first = list(zip(places, fewest, strict=True))  # a dataset weighs the same for every method
+            texts = row_of_scores([[scores.values((grid, *d), method)[:n] for d, n in first] for method in METHODS])
             rows.append((f"{len(places)} datasets", name, "", *texts, ""))
     head = ("task", "data (mean score)", "rounds", *METHODS, "*published, on OMAR's data*")
     places = common_datasets(grid, QUALITIES, scores)
     names = [f"{env_id} {', '.join(q for e, q in places if e == env_id)}" for env_id in dict(places)]
     note = (
-        f"Rows over several datasets have all seeds of those on which every method has at least {FEWEST} seeds"
-        f" ({'; '.join(names) or 'none so far'})."
+        f"Rows over several datasets have those on which every method has at least {FEWEST} seeds"
+        f" ({'; '.join(names) or 'none so far'}), and of each the first seeds, as many as every method has there."
     )
     return f"{table(head, rows)}\n\n{note}"
 

@@ -1038,6 +1038,15 @@ def test_tables_say_what_is_known(tmp_path):
     assert max(map(len, itertools.takewhile(lambda x: not x.startswith("##"), text.splitlines()))) <= 120
 
 
+def test_a_dataset_weighs_the_same_for_every_method():
+    """Where a method has more seeds than another, rows over several datasets leave the further ones out."""
+    poor, rich = ("simple_tag", "random"), SPREAD_RANDOM
+    scores = {poor: {m: [10.0] * (5 if m == "spacql" else 3) for m in METHODS}, rich: {m: [50.0] * 5 for m in METHODS}}
+    text = tables.main_table("discrete", scores_from(scores))
+    line = next(x for x in text.splitlines() if x.startswith("| 2 datasets | all"))
+    assert len(set(re.findall(r"\d+\.\d \[.+?\]", line.replace("**", "")))) == 1, "all methods are alike"
+
+
 def test_nothing_missing(tmp_path):
     """When all is done the tables say so."""
     tables.write_tables(tmp_path / "tables.md", Scores(EVERYTHING, {}), EVERYTHING, [])
