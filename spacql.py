@@ -42,13 +42,13 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
-from data import runs
 from data.datasets import describe, evaluate, load_dataset, make_env, normalise
-from data.errors import InputError
-from data.estimators import KINDS, estimator
-from data.files import run_script, say
-from data.stacked import cache_parts, clip_each, draw_sizes, init_networks, per_seed
-from data.worlds import NUM_ACTIONS
+from envs.particles import NUM_ACTIONS
+from experiments.estimators import KINDS, estimator
+from utils import runs
+from utils.errors import InputError
+from utils.files import run_script, say
+from utils.stacked import cache_parts, clip_each, draw_sizes, init_networks, per_seed
 
 # Values by task. The paper_* ones and CQL_ALPHA, alpha in (5), are CFCQL's; the rest are ours (README, Results).
 TASKS = {
@@ -73,7 +73,7 @@ class Args:
     """Train SPaCQL (or one of its special cases) offline. Symbols in brackets are the paper's."""
 
     env_id: str = "simple_spread"
-    """simple_spread, simple_tag, simple_world or two_doors, a game of coordination (data/games.py)"""
+    """simple_spread, simple_tag, simple_world or two_doors, a game of coordination (envs/two_doors.py)"""
     dataset: str = "medium"
     """random, medium-replay, medium, expert, mix:teams=3,unit=step,share=0.5,noise=0.1, or the path of an .h5 file"""
     backup: str = "spacql"
@@ -99,7 +99,7 @@ class Args:
     weight_temperature: float = 1.0
     """[beta] w_k ~ u_k^-beta; 1 is the paper's rule, 0 is uniform"""
     uncertainty: str = "std"
-    """[u_k] std over the members (the paper), range, relative, likelihood, neighbour (data/estimators.py)"""
+    """[u_k] std over the members (the paper), range, relative, likelihood, neighbour (experiments/estimators.py)"""
     init_gain: float = 1.0
     """factor on the critics' first weights of the last layer: above 1 members start further apart (ours)"""
     entropy_coef: float | None = None

@@ -37,13 +37,13 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
-from data import runs
 from data.behaviour import CONTINUOUS_ENV_IDS
 from data.datasets import describe, evaluate, find_prey, load_dataset, make_env, normalise
-from data.errors import InputError
-from data.estimators import KINDS, estimator
-from data.files import run_script, say
-from data.stacked import cache_parts, clip_each, draw_sizes, init_networks, per_seed
+from experiments.estimators import KINDS, estimator
+from utils import runs
+from utils.errors import InputError
+from utils.files import run_script, say
+from utils.stacked import cache_parts, clip_each, draw_sizes, init_networks, per_seed
 
 # Values by task. CFCQL's: gamma, tau, hidden, the paper_* ones, CQL_ALPHA (alpha in (5)); ours: the rest (README).
 PARTICLES = dict(gamma=0.95, tau=0.01, hidden=64, batch_size=256, output_l2=0.1, action_norm="none")
@@ -101,7 +101,7 @@ class Args:
     weight_temperature: float = 1.0
     """[beta] w_k ~ u_k^-beta; 1 is the paper's rule, 0 is uniform"""
     uncertainty: str = "std"
-    """[u_k] std over the members (the paper), range, relative, likelihood, neighbour (data/estimators.py)"""
+    """[u_k] std over the members (the paper), range, relative, likelihood, neighbour (experiments/estimators.py)"""
     init_gain: float = 1.0
     """factor on the critics' first weights of the last layer: above 1 members start further apart (ours)"""
     candidates: int = 10

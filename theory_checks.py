@@ -22,7 +22,7 @@ distribution m; the ground metric is 0-1, so W1 is TV. For a set S of agents, (p
 the others' joint marginal of mu, d^S its occupancy; m_k replaces k random agents, drawn afresh at every step.
 
 Array letters: I Dec-MDPs side by side, S states, N agents, A actions of an agent, J = A^N joint actions, K replacement
-sizes, E members. Dec-MDPs: data/dec_mdps.py; learning: data/tabular.py; verdicts, figures: data/verdicts.py.
+sizes, E members. Dec-MDPs: theory/dec_mdps.py; learning: theory/tabular.py; verdicts, figures: data/verdicts.py.
 """
 
 import math
@@ -34,11 +34,12 @@ import torch
 from tqdm import tqdm
 
 import spacql
-from data import dec_mdps, tabular, verdicts
-from data.dec_mdps import distributions, exact, one_hot_weights, product, subsets, sup, tv, uniform
-from data.errors import InputError, check_choice
-from data.files import parse, run_script
-from data.verdicts import CONDITION, FAILS, MEASURED, check, listed
+from theory import dec_mdps, tabular
+from theory import report as verdicts
+from theory.dec_mdps import distributions, exact, one_hot_weights, product, subsets, sup, tv, uniform
+from theory.report import CONDITION, FAILS, MEASURED, check, listed
+from utils.errors import InputError, check_choice
+from utils.files import parse, run_script
 
 
 @dataclass(frozen=True)
@@ -505,7 +506,7 @@ def tradeoff(sweep, sizes=(100, 1000, 10_000), dials=(0.0, 0.5, 0.9, 1.0)):
 
     The fixed point of T^(k) is Q of m_k, whose k agents are drawn afresh at every step: not of the team pi, nor the
     mean over S of the values of (pi_S, mu_-S), where S is drawn once. Bias: |V^pi - V(m_k)| <= 2/(1-g)^2 ((1 - k/n) sum
-    TV_i + kappa), as theorem3 (d), 0 at k = n; that it falls with k holds on average only. Learning (data/tabular.py):
+    TV_i + kappa), as theorem3 (d), 0 at k = n; that it falls with k holds on average only. Learning (theory/tabular.py):
     greedy teams by backup, dataset size and correlation, in worlds with random rewards and in worlds that pay for
     acting alike, agents improving against the others' logged actions (equation 6) or their policies.
     """

@@ -1,6 +1,6 @@
 """Behaviour policies: multi-agent PPO on the batched worlds, and the rollouts the datasets are made of.
 
-    python -m data.behaviour --env-id simple_tag        # retrains what data/policies/ ships, in minutes
+    python -m data.behaviour --env-id simple_tag        # retrains what envs/policies/ ships, in minutes
     python -m data.behaviour --env-id HalfCheetah-2x3 --action-kind continuous
 
 Each learner has its own actor on its own observation, a softmax for discrete actions (`Softmax`) and a Gaussian for
@@ -26,12 +26,12 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data.errors import InputError, check_choice
-from data.files import atomic, parse, run_script
-from data.half_cheetah import HalfCheetah
-from data.worlds import ACTION_KINDS, ENV_IDS, HORIZON, NUM_ACTIONS, WITH_PREY, Worlds
+from envs.half_cheetah import HalfCheetah
+from envs.particles import ACTION_KINDS, ENV_IDS, HORIZON, NUM_ACTIONS, WITH_PREY, Worlds
+from utils.errors import InputError, check_choice
+from utils.files import atomic, parse, run_script
 
-POLICY_DIR = Path(__file__).parent / "policies"
+POLICY_DIR = Path(__file__).parent.parent / "envs" / "policies"
 HIDDEN = 64
 MEDIUM_SHARE = 0.4  # the medium policy is the iterate nearest to this share of the way from random to expert
 SCORE_EPISODES = 20_000  # behind the shipped random and expert scores; fewer, of as many steps in all, in HalfCheetah

@@ -9,12 +9,12 @@ A dataset is one HDF5 file. E episodes of T steps, N learning agents, O observat
     terminals     [E, T]            bool      all False: these tasks only stop by their time limit
     timeouts      [E, T]            bool      True at the last step of an episode
     attributes    format, env_id, quality, action_kind, random_score, expert_score, seed, behaviour (JSON), versions,
-                  dataset (what was asked for), dependence and dependence_error (data/coordination.py)
+                  dataset (what was asked for), dependence and dependence_error (data/mixes.py)
 
 Files are simulated from the shipped behaviour policies, deterministically from a seed, and written to a temporary name
 that is renamed when complete. Only the learners' rows are stored; the prey belongs to the environment. How much the
 agents' actions depend on one another is measured once, when a file is simulated; of other data, when they are loaded.
-Mixes of teams are made by data/coordination.py; folders of arrays as the paper's data come in are read by data/omar.py.
+Mixes of teams are made by data/mixes.py; folders of arrays as the paper's data come in are read by data/omar.py.
 """
 
 import contextlib
@@ -33,13 +33,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import behaviour, cheetah_physics, coordination, games, half_cheetah, omar, worlds
+from data import behaviour, omar
+from data import mixes as coordination
 from data.behaviour import CONTINUOUS_ENV_IDS, POLICY_DIR, action_dim, greedy, load_policies, policy_file, rollout
-from data.coordination import MixedTeams, is_mix, load_teams, measure_dependence, parse_mix, teams_file
-from data.errors import InputError, check_choice
-from data.files import atomic
-from data.half_cheetah import HalfCheetah
-from data.worlds import ENV_IDS, NUM_ACTIONS, WITH_PREY, Worlds
+from data.mixes import MixedTeams, is_mix, load_teams, measure_dependence, parse_mix, teams_file
+from envs import cheetah_physics, half_cheetah
+from envs import particles as worlds
+from envs import two_doors as games
+from envs.half_cheetah import HalfCheetah
+from envs.particles import ENV_IDS, NUM_ACTIONS, WITH_PREY, Worlds
+from utils.errors import InputError, check_choice
+from utils.files import atomic
 
 QUALITIES = omar.QUALITIES
 HDF5_SUFFIXES = (".h5", ".hdf5")

@@ -30,8 +30,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data.errors import InputError, check_choice
-from data.files import atomic, parse, run_script, say
+from utils.errors import InputError, check_choice
+from utils.files import atomic, parse, run_script, say
 
 
 class Shape(NamedTuple):

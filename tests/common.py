@@ -27,12 +27,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-import data.runs as runs
-import data.stacked as stacked
 import spacql
+import utils.runs as runs
+import utils.stacked as stacked
 from data.datasets import load_dataset
-from data.errors import InputError
-from data.files import run_script
+from utils.errors import InputError
+from utils.files import run_script
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-import data.runs as runs
+import utils.runs as runs
 
 pytest.register_assert_rewrite("common")  # so that failed assertions there show their values, as those of tests do
 

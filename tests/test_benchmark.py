@@ -5,7 +5,7 @@ import sys
 import benchmark
 import pytest
 
-from data import stacked
+from utils import stacked
 
 SMALL = "--num-critics 3 --batch-size 24 --hidden 16 --critic-updates 2"
 ROUNDS = ["", "--penalty-agents 3 --backup joint", "--backup uniform --weight-temperature 1", "--weight-temperature 3"]

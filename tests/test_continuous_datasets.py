@@ -14,13 +14,13 @@ import pytest
 import torch
 from common import attribute, one_line, poke, put, swapped
 
-import data.coordination as coordination
 import data.datasets as datasets
+import data.mixes as coordination
 from data.behaviour import CONTINUOUS_ENV_IDS, load_policies, mlp
 from data.datasets import QUALITIES, SIMULATIONS, Dataset, load_dataset, make_env, normalise, plan
-from data.errors import InputError
-from data.half_cheetah import OBSERVED, HalfCheetah
-from data.worlds import ENV_IDS
+from envs.half_cheetah import OBSERVED, HalfCheetah
+from envs.particles import ENV_IDS
+from utils.errors import InputError
 
 SHORT = 30
 SHAPES = {  # agents, observation numbers, action numbers, steps

@@ -69,8 +69,8 @@ def functions(module):
 
 
 def stacked_functions(module):
-    """{name: function} of what a module takes from data/stacked.py."""
-    return dict(inspect.getmembers(module, lambda f: getattr(f, "__module__", "") == "data.stacked"))
+    """{name: function} of what a module takes from utils/stacked.py."""
+    return dict(inspect.getmembers(module, lambda f: getattr(f, "__module__", "") == "utils.stacked"))
 
 
 def test_the_scripts_share_these_functions_and_no_others():

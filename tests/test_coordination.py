@@ -35,16 +35,16 @@ from common import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import data.coordination as coordination
 import data.datasets as datasets
+import data.mixes as coordination
 import spacql
-from data import games
 from data.behaviour import POLICY_DIR, load_policies, mlp, rollout
-from data.coordination import Mix, MixedTeams, draw_teams, load_teams, measure_dependence, parse_mix
 from data.datasets import Dataset, describe, load_dataset, make_env, normalise
-from data.errors import InputError
-from data.games import TwoDoors
-from data.worlds import HORIZON, NUM_ACTIONS, Worlds
+from data.mixes import Mix, MixedTeams, draw_teams, load_teams, measure_dependence, parse_mix
+from envs import two_doors as games
+from envs.particles import HORIZON, NUM_ACTIONS, Worlds
+from envs.two_doors import TwoDoors
+from utils.errors import InputError
 
 SCRIPT = spacql  # what the fixtures in conftest.py run
 SMALL = (
@@ -327,7 +327,7 @@ def test_pickled_teams_are_refused_and_not_executed(tmp_path):
 
 
 def test_missing_teams_are_named_with_their_command(tmp_path, monkeypatch):
-    command = "python -m data.coordination --env-id simple_spread"
+    command = "python -m data.mixes --env-id simple_spread"
     assert command in one_line(lambda: load_teams("simple_spread", tmp_path))
     (tmp_path / "simple_spread-discrete.npz").write_bytes((POLICY_DIR / "simple_spread-discrete.npz").read_bytes())
     monkeypatch.setattr(datasets, "POLICY_DIR", tmp_path)

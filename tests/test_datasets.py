@@ -25,13 +25,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import data.behaviour as behaviour
-import data.coordination as coordination
 import data.datasets as datasets
+import data.mixes as coordination
 from data.behaviour import Args, greedy, load_policies, mlp
 from data.datasets import QUALITIES, SIMULATIONS, Dataset, load_dataset, make_env, normalise, plan
-from data.errors import InputError
-from data.files import atomic, parse, run_script
-from data.worlds import ENV_IDS, HORIZON, NUM_ACTIONS, Worlds
+from envs.particles import ENV_IDS, HORIZON, NUM_ACTIONS, Worlds
+from utils.errors import InputError
+from utils.files import atomic, parse, run_script
 
 EPISODES = {"random": 1500, "medium-replay": 300, "medium": 1500, "expert": 3000}
 OBS_DIM = {"simple_spread": 18, "simple_tag": 16, "simple_world": 24}
@@ -412,7 +412,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 d.load_dataset("simple_spread", "random", 50_000, 0, {str(tmp_path)!r})
 """
     last = run_python(code).stderr.splitlines()[-1]
-    assert last.startswith(f"data.errors.InputError: cannot write {tmp_path}") and "too large" in last
+    assert last.startswith(f"utils.errors.InputError: cannot write {tmp_path}") and "too large" in last
     assert list(tmp_path.iterdir()) == []
 
 

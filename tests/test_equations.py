@@ -35,9 +35,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import data.stacked as stacked
 import spacql
-from data.worlds import NUM_ACTIONS
+import utils.stacked as stacked
+from envs.particles import NUM_ACTIONS
 
 MISTAKES = {}  # property -> {what is wrong: a function that must be rejected}
 mistakes = mistakes_in(MISTAKES)

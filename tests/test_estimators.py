@@ -1,10 +1,10 @@
-"""The estimates of u_k (data/estimators.py), each against a slow and obvious reference, what they do in a run of either
-script, and what results/uncertainty.py says of them.
+"""The estimates of u_k (experiments/estimators.py), each against a slow and obvious reference, what they do in a run of either
+script, and what experiments/uncertainty.py says of them.
 
 As in test_equations.py, a `check_...` helper must accept the project's function and reject every deliberate mistake
 listed under the same property (`MISTAKES[...]`).
 
-Array letters as in data/estimators.py: S seeds, E critics, B batch, K sizes, N agents, D state numbers, W numbers of a
+Array letters as in experiments/estimators.py: S seeds, E critics, B batch, K sizes, N agents, D state numbers, W numbers of a
 joint action's row, F choices, V values of each, M logged pairs.
 """
 
@@ -45,12 +45,13 @@ from torch import nn
 
 import spacql
 import spacql_continuous
-from data import datasets, estimators, runs
+from data import datasets
 from data.datasets import load_dataset
-from data.half_cheetah import HalfCheetah
-from data.stacked import init_networks
-from data.worlds import NUM_ACTIONS
-from results import uncertainty
+from envs.half_cheetah import HalfCheetah
+from envs.particles import NUM_ACTIONS
+from experiments import estimators, uncertainty
+from utils import runs
+from utils.stacked import init_networks
 
 MISTAKES = {}  # property -> {what is wrong: a function that must be rejected}
 mistakes = mistakes_in(MISTAKES)
@@ -640,7 +641,7 @@ def test_gain_is_on_the_critics_first_last_weights(actions, train):
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(plain["actor"], wide["actor"], strict=True))
 
 
-# ------------------------------------------------------------------------------------ results/uncertainty.py
+# ------------------------------------------------------------------------------------ experiments/uncertainty.py
 
 
 def check_auroc(measure, low, high):

@@ -22,11 +22,11 @@ import pytest
 import torch
 
 import data.behaviour as behaviour
-import data.half_cheetah as half_cheetah
+import envs.half_cheetah as half_cheetah
 from data.behaviour import CONTINUOUS_ENV_IDS, POLICY, Gaussian, default_args, greedy, load_policies, rollout
-from data.errors import InputError
-from data.half_cheetah import HalfCheetah
-from data.worlds import ENV_IDS, Worlds
+from envs.half_cheetah import HalfCheetah
+from envs.particles import ENV_IDS, Worlds
+from utils.errors import InputError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -253,7 +253,7 @@ def test_workers_end_with_their_parent(end, tmp_path):
 import signal, sys; sys.path.insert(0, {str(ROOT)!r})
 import torch
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background inherits deafness to it
-from data.half_cheetah import HalfCheetah
+from envs.half_cheetah import HalfCheetah
 worlds = HalfCheetah(4, processes=3)
 worlds.step(torch.zeros(4, 2, 3))
 print(*[worker.pid for worker in worlds._workers], flush=True)

@@ -24,9 +24,9 @@ from torch import nn
 import data.omar as omar
 from data.behaviour import init_mlp, mlp
 from data.datasets import load_dataset
-from data.errors import InputError
 from data.omar import PREY_DIM, PREY_FILE, find_prey_file, load_prey, read_folder, write_folder, write_prey
-from data.worlds import WITH_PREY, Worlds
+from envs.particles import WITH_PREY, Worlds
+from utils.errors import InputError
 
 # Agents, observation and action numbers, steps: the published shapes, written down once more.
 SHAPES = {

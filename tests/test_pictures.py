@@ -1,4 +1,4 @@
-"""The pictures of results/pictures.py: the example behind the figure, and what GIFs show."""
+"""The pictures of experiments/pictures.py: the example behind the figure, and what GIFs show."""
 
 import sys
 
@@ -9,8 +9,8 @@ from PIL import Image
 
 import spacql
 from data.datasets import make_env
-from data.errors import InputError
-from results import pictures
+from experiments import pictures
+from utils.errors import InputError
 
 SCRIPT = spacql
 SMALL = (

@@ -27,12 +27,14 @@ from hypothesis import strategies as st
 import spacql
 import spacql_continuous
 from data import omar
-from data.files import parse
-from data.runs import check_args
-from results import cells, claims, dependence, intervals, make, records, running, tables
-from results.cells import BACKUPS, BLOCKS, KEYS, METHODS, QUALITIES, SCRIPTS, WIDE, Job, missing_jobs, planned_cells
-from results.claims import FAILS, HOLDS, OPEN, Scores, try_claim
-from results.intervals import Estimate
+from experiments import claims, dependence, intervals, records, running, tables
+from experiments import plan as cells
+from experiments import run as make
+from experiments.claims import FAILS, HOLDS, OPEN, Scores, try_claim
+from experiments.intervals import Estimate
+from experiments.plan import BACKUPS, BLOCKS, KEYS, METHODS, QUALITIES, SCRIPTS, WIDE, Job, missing_jobs, planned_cells
+from utils.files import parse
+from utils.runs import check_args
 
 EVERYTHING = planned_cells()
 STAND_IN = """
@@ -880,7 +882,7 @@ def test_any_scheduler(stand_in, tmp_path, monkeypatch, capsys):
     assert len(lines) == len(cells.ABLATION) and not (tmp_path / "one").exists()
     for line in lines:
         environment, python, script, *flags = shlex.split(line)
-        assert (environment, python, script) == ("OMP_NUM_THREADS=1", "python", "results/make.py")
+        assert (environment, python, script) == ("OMP_NUM_THREADS=1", "python", "experiments/run.py")
         make.main(flags)
         before = tree(tmp_path)
         make.main(flags)
@@ -978,7 +980,7 @@ def old_of(row, old):
     return records.place(old) == (*map(str, job.cell.key.values()), str(job.first))
 
 
-@pytest.mark.parametrize("way", [["results/make.py"], ["-m", "results.make"]], ids=["file", "module"])
+@pytest.mark.parametrize("way", [["experiments/run.py"], ["-m", "experiments.run"]], ids=["file", "module"])
 def test_both_ways_to_call_it(way, tmp_path):
     """From the repository's top, as a file and as a module."""
     flags = ["--quick", "--grid", "ablation", "--dry-run", "--runs", str(tmp_path)]

@@ -20,12 +20,12 @@ import pytest
 import torch
 from common import Stop, Trap, die_at, differences, load, points, tree, without
 
-import data.runs as runs
 import spacql
+import utils.runs as runs
 from data.behaviour import load_policies
 from data.datasets import QUALITIES, make_env, normalise
-from data.errors import InputError
-from data.worlds import ENV_IDS, HORIZON, NUM_ACTIONS
+from envs.particles import ENV_IDS, HORIZON, NUM_ACTIONS
+from utils.errors import InputError
 
 SCRIPT = spacql  # what the fixtures in conftest.py run
 SMALL = (

@@ -25,17 +25,17 @@ from common import Stop, die_at, differences, load, points, separate_network, tr
 from torch import nn
 
 import data.datasets as datasets
-import data.half_cheetah as half_cheetah
-import data.runs as runs
-import data.stacked as stacked
+import envs.half_cheetah as half_cheetah
 import spacql
 import spacql_continuous
+import utils.runs as runs
+import utils.stacked as stacked
 from data.behaviour import CONTINUOUS_ENV_IDS, load_policies
 from data.datasets import QUALITIES, load_dataset, make_env, normalise
-from data.errors import InputError
-from data.half_cheetah import HalfCheetah
 from data.omar import PREY_FILE, PUBLISHED_SCORES, write_folder
-from data.worlds import ENV_IDS
+from envs.half_cheetah import HalfCheetah
+from envs.particles import ENV_IDS
+from utils.errors import InputError
 
 SHORT = 25
 SCRIPT = spacql_continuous  # what the fixtures in conftest.py run
@@ -244,7 +244,7 @@ class Recorder:
 
     def spy(self, name, note):
         original = getattr(spacql_continuous, name)
-        for module in (spacql_continuous, stacked):  # what data/stacked.py draws itself, too
+        for module in (spacql_continuous, stacked):  # what utils/stacked.py draws itself, too
             self.monkeypatch.setattr(module, name, lambda *args: note(original, *args))
 
     def note_draw(self, original, *args):

@@ -4,7 +4,7 @@ A `check_...` helper takes the function under test as an argument. It must accep
 reject every deliberate mistake listed under the same property (`MISTAKES[...]`), so no check passes by being blind. The
 claims of theory_checks.py are mutated too: a bound with half its constant must get the verdict "fails".
 
-Array letters as in data/dec_mdps.py: I Dec-MDPs, S states (T: the next one), N agents, A actions, J joint actions, K
+Array letters as in theory/dec_mdps.py: I Dec-MDPs, S states (T: the next one), N agents, A actions, J joint actions, K
 replacement sizes, E ensemble members, X state-action pairs.
 """
 
@@ -31,11 +31,12 @@ from hypothesis import strategies as st
 
 import spacql
 import theory_checks
-from data import dec_mdps, tabular, verdicts
-from data.dec_mdps import Sweep, exact, make_sweep, random_worlds, rare_trigger, trap_worlds
-from data.errors import InputError
-from data.files import run_script
-from data.verdicts import CONDITION, FAILS, MEASURED, check
+from theory import dec_mdps, tabular
+from theory import report as verdicts
+from theory.dec_mdps import Sweep, exact, make_sweep, random_worlds, rare_trigger, trap_worlds
+from theory.report import CONDITION, FAILS, MEASURED, check
+from utils.errors import InputError
+from utils.files import run_script
 
 ROOT = Path(__file__).parents[1]
 repeatable = settings(deadline=None, derandomize=True, database=None, max_examples=15)

@@ -15,9 +15,9 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import data.worlds as worlds_module
-from data.parallel_envs import FRAME_SIZE, parallel_env
-from data.worlds import Worlds
+import envs.particles as worlds_module
+from envs.particles import Worlds
+from envs.pettingzoo import FRAME_SIZE, parallel_env
 
 KINDS = ["discrete", "continuous"]
 TASKS = [("simple_spread", 3), ("simple_tag", 3), ("simple_world", 3)]

@@ -12,9 +12,9 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 
-from data.dec_mdps import exact
-from data.errors import InputError
-from data.files import atomic, current_commit
+from theory.dec_mdps import exact
+from utils.errors import InputError
+from utils.files import atomic, current_commit
 
 matplotlib.rcParams["pdf.fonttype"] = 42  # text stays text
 ROUNDING = 1e-11  # relative: what separates a broken bound from float64 noise

@@ -2,7 +2,7 @@
 
 The tasks are OMAR's variant (Pan et al. 2022) of OpenAI's particle worlds. Plain `mpe2` differs from it: each
 class below overrides exactly what differs and leaves the rest to the engine, so this file is slow and plain.
-It is the reference that `data/worlds.py` is tested against (the two share no code) and it draws the pictures.
+It is the reference that `envs/particles.py` is tested against (the two share no code) and it draws the pictures.
 
 What OMAR's variant changes, and where:
 - `_Physics`: positions move by the *new* velocity, and an agent's force is scaled twice by its `accel` (gain
@@ -27,7 +27,7 @@ from mpe2.simple_tag import simple_tag
 from mpe2.simple_world_comm import simple_world_comm
 from pettingzoo import ParallelEnv
 
-from data.errors import InputError, check_choice
+from utils.errors import InputError, check_choice
 
 DIRECTIONS = np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]], dtype=np.float64)
 """Unit force [5, 2] of each discrete action: no-op, -x, +x, -y, +y."""

@@ -1,6 +1,6 @@
-"""How fast the scripts are, and why: `python tests/benchmark.py` writes results/benchmark.md (and .json, its numbers).
+"""How fast the scripts are, and why: `python experiments/benchmark.py` writes results/benchmark.md (and .json, its numbers).
 
-    python tests/benchmark.py --only round            # one of round, scaling, sizes, score, simulation, ideas
+    python experiments/benchmark.py --only round            # one of round, scaling, sizes, score, simulation, ideas
 
 Every figure is a ratio, or stands beside others of the same run: other machines, other seconds. Rounds are those of the
 scripts themselves: the time of each line of their training loop is added up under the banner above it. The reference,
@@ -39,11 +39,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import spacql
 import spacql_continuous
-from data import datasets, half_cheetah, stacked
+from data import datasets
 from data.behaviour import rollout
-from data.errors import check_choice
-from data.files import atomic, current_commit, parse, run_script
-from data.worlds import NUM_ACTIONS
+from envs import half_cheetah
+from envs.particles import NUM_ACTIONS
+from utils import stacked
+from utils.errors import check_choice
+from utils.files import atomic, current_commit, parse, run_script
 
 SCRIPTS = {"spacql.py": spacql, "spacql_continuous.py": spacql_continuous}
 KINDS = {"spacql.py": "discrete", "spacql_continuous.py": "continuous"}
@@ -744,7 +746,7 @@ SECTIONS = {  # name: (title, measure, report)
 
 INTRODUCTION = """# Benchmark
 
-Written by `python tests/benchmark.py`; one section again: `--only round`. Seconds of rounds, steps and
+Written by `python experiments/benchmark.py`; one section again: `--only round`. Seconds of rounds, steps and
 gradients are those of the fastest repetition (whole datasets, scores and first calls: of the only one), on
 shared processors whose speed varies by a third: compare figures of one table, not of two.
 """
@@ -810,4 +812,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script("tests/benchmark.py", main)
+    run_script("experiments/benchmark.py", main)

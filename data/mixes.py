@@ -2,7 +2,7 @@
 another.
 
     python spacql.py --dataset mix:teams=3,unit=step,share=0.5,noise=0.1 --cql-alpha 2
-    python -m data.coordination --env-id simple_spread     # retrains the teams that data/policies/ ships, in minutes
+    python -m data.mixes --env-id simple_spread     # retrains the teams that envs/policies/ ships, in minutes
 
 A mix (`Mix`) lets m independently trained expert teams act in turn. At each step, or once per episode (unit), with
 probability `share` one team is drawn and all agents act as its members; otherwise every agent draws a team of its own.
@@ -30,11 +30,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import games
 from data.behaviour import POLICY_DIR, Softmax, default_args, init_mlp, load_policies, mlp, train_behaviour
-from data.errors import InputError, check_choice
-from data.files import atomic, parse, run_script
-from data.worlds import NUM_ACTIONS
+from envs import two_doors as games
+from envs.particles import NUM_ACTIONS
+from utils.errors import InputError, check_choice
+from utils.files import atomic, parse, run_script
 
 # ------------------------------------------------------------------------------------------------ mixed teams
 
@@ -125,7 +125,7 @@ def teams_file(env_id: str, folder: Path = POLICY_DIR) -> Path:
     the command that makes them, where there are none."""
     path = Path(folder) / TEAMS_FILE.format(env_id)
     if not path.is_file():
-        raise InputError(f"no policy file {path}; make it with: python -m data.coordination --env-id {env_id}")
+        raise InputError(f"no policy file {path}; make it with: python -m data.mixes --env-id {env_id}")
     return path
 
 
@@ -283,4 +283,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    run_script("data.coordination", main)
+    run_script("data.mixes", main)

@@ -1,15 +1,15 @@
 """Runs the experiments behind the README's results, and makes their tables and figures.
 
-    python results/make.py                     # everything that results/*.csv lack, two cells at a time, best first
-    python results/make.py --grid continuous   # those of one grid
-    python results/make.py --quick             # everything, tiny, into results/quick: minutes, to see that it works
-    python results/make.py --dry-run           # one command per line, for any scheduler
-    python results/make.py --collect           # rows of run folders that are done into the CSV files
-    python results/make.py --figures           # only tables.md and the figures, from the CSV files alone
-    python results/make.py --ray               # the cells over a Ray cluster (pip install ray)
-    python results/make.py --again             # nine cells anew: results/again.csv has old and new scores
+    python experiments/run.py                     # everything that results/*.csv lack, two cells at a time, best first
+    python experiments/run.py --grid continuous   # those of one grid
+    python experiments/run.py --quick             # everything, tiny, into results/quick: minutes, to see that it works
+    python experiments/run.py --dry-run           # one command per line, for any scheduler
+    python experiments/run.py --collect           # rows of run folders that are done into the CSV files
+    python experiments/run.py --figures           # only tables.md and the figures, from the CSV files alone
+    python experiments/run.py --ray               # the cells over a Ray cluster (pip install ray)
+    python experiments/run.py --again             # nine cells anew: results/again.csv has old and new scores
 
-`python -m results.make` is the same. results/cells.py has the plan. A cell is one command of spacql.py or
+`python -m experiments.run` is the same. experiments/plan.py has the plan. A cell is one command of spacql.py or
 spacql_continuous.py, one core, all missing seeds side by side; its run folder below runs/results gets a cell.json when
 it has ended well. What is done, in the CSV files or in such a folder, is not run again; what was interrupted starts
 anew, so that everything can be stopped at any moment. results/<grid>.csv has a row per seed, <grid>_curves.csv its
@@ -25,14 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it al
 
 from tqdm import tqdm
 
-from data.errors import InputError, check_choice
-from data.files import parse, run_script, say
-from results.cells import QUICK_RUNS, RUNS, SCRIPTS, TOP, Cell, Job, job_named, missing_jobs, planned_cells
-from results.claims import Scores
-from results.figures import draw_figures
-from results.records import collect, files, finished_folders, place, read, rows_of, write
-from results.running import code_commit, is_done, run_here, run_on_ray, run_one
-from results.tables import write_tables
+from experiments.claims import Scores
+from experiments.figures import draw_figures
+from experiments.plan import QUICK_RUNS, RUNS, SCRIPTS, TOP, Cell, Job, job_named, missing_jobs, planned_cells
+from experiments.records import collect, files, finished_folders, place, read, rows_of, write
+from experiments.running import code_commit, is_done, run_here, run_on_ray, run_one
+from experiments.tables import write_tables
+from utils.errors import InputError, check_choice
+from utils.files import parse, run_script, say
 
 # Seeds that --again runs anew after changes which must not change results: grid, then KEYS, then the seed.
 AGAIN = (
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.dry_run:
             flags = " --quick" * args.quick + (f" --runs {args.runs}" if args.runs else "")
             for job in jobs:
-                print(f"OMP_NUM_THREADS=1 python results/make.py --cell {job.name}{flags}")
+                print(f"OMP_NUM_THREADS=1 python experiments/run.py --cell {job.name}{flags}")
             return
 
         def finished(job):
@@ -175,4 +175,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script("results/make.py", main)
+    run_script("experiments/run.py", main)

@@ -16,8 +16,8 @@ import itertools
 import numpy as np
 import torch
 
-from data.errors import InputError, check_choice
-from data.worlds import HORIZON
+from envs.particles import HORIZON
+from utils.errors import InputError, check_choice
 
 ENV_ID = "two_doors"
 NUM_AGENTS = 3
@@ -28,7 +28,7 @@ LEFT, RIGHT = 1, 2  # the actions that move
 
 
 class TwoDoors:
-    """num_worlds games stepped together, with the methods of data.worlds.Worlds that rollouts and evaluations use.
+    """num_worlds games stepped together, with the methods of envs.particles.Worlds that rollouts and evaluations use.
 
     seed: fixes all later gusts. Raises InputError for another number of agents or kind of actions.
     The state may be read and assigned: cells [W, N], integers -2 .. 2.

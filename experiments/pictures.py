@@ -1,8 +1,8 @@
 """Draws the README's figure of the idea and films teams side by side, from the repository's top folder.
 
-    python -m results.pictures --idea                              # results/idea.png
-    python -m results.pictures --gifs                              # trains (a minute); results/simple_spread.gif
-    python -m results.pictures --gifs --checkpoint runs/<name>     # films a team that is there
+    python -m experiments.pictures --idea                              # results/idea.png
+    python -m experiments.pictures --gifs                              # trains (a minute); results/simple_spread.gif
+    python -m experiments.pictures --gifs --checkpoint runs/<name>     # films a team that is there
 
 A GIF shows three teams from the same starts: one that plays uniformly, the medium behaviour policy that makes the
 dataset of that name, and the team that spacql.py learnt. Nothing is chosen: the starts are those of seeds eval_seed,
@@ -19,14 +19,14 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 import spacql
-from data import runs
 from data.behaviour import Softmax, load_policies
 from data.datasets import evaluate, make_env, normalise
-from data.errors import InputError, check_choice
-from data.files import atomic, parse, run_script, say
-from data.worlds import ENV_IDS
+from envs.particles import ENV_IDS
+from utils import runs
+from utils.errors import InputError, check_choice
+from utils.files import atomic, parse, run_script, say
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent / "results"
 GREY, BLUE, ORANGE, GREEN = "#8c8c8c", "#0072b2", "#d55e00", "#009e73"  # of Okabe and Ito's palette
 # The example of the figure: three agents with five actions each, alike; the policy prefers what is rare in the data.
 BEHAVIOUR = np.array([0.60, 0.25, 0.10, 0.04, 0.01])
@@ -118,7 +118,7 @@ def film(env_id: str, policy, seed: int, episodes: int) -> list[tuple[np.ndarray
 
     policy: observations [1, 1, N, O] -> actions [1, 1, N].
     """
-    from data.parallel_envs import parallel_env  # here, since it loads a drawing library
+    from envs.pettingzoo import parallel_env  # here, since it loads a drawing library
 
     worlds, env = make_env(env_id, 1), parallel_env(env_id, render_mode="rgb_array")
     learners, frames = env.possible_agents[: worlds.num_learners], []
@@ -235,4 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script("results.pictures", main)
+    run_script("experiments.pictures", main)

@@ -1,7 +1,7 @@
 """Batched particle worlds: simple_spread, simple_tag and simple_world in OMAR's variant, as torch tensors.
 
 Thousands of worlds step together on any device. The dynamics, rewards and observations are those of the offline
-multi-agent literature (OMAR, Pan et al. 2022), which differ from the ones `mpe2` ships; `data/parallel_envs.py`
+multi-agent literature (OMAR, Pan et al. 2022), which differ from the ones `mpe2` ships; `envs/pettingzoo.py`
 holds the same worlds built on `mpe2`, and the tests compare the two step by step.
 
 Array letters: W worlds, N learning agents, P acting bodies (learners first, then the prey if there is one),
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from data.errors import InputError, check_choice
+from utils.errors import InputError, check_choice
 
 NUM_ACTIONS = 5  # discrete actions: stay, -x, +x, -y, +y
 HORIZON = 25  # steps per episode; a time limit, never a terminal state

@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from data.errors import InputError
+from utils.errors import InputError
 
 
 def say(text: str) -> None:

@@ -1,6 +1,6 @@
 """Batched HalfCheetah 2x3 of multi-agent MuJoCo: two agents, the back and the front leg, with three joints each.
 
-    python -m data.half_cheetah        # measures its speed here
+    python -m envs.half_cheetah        # measures its speed here
 
 The numbers are those of gymnasium-robotics' `mamujoco_v1.parallel_env("HalfCheetah", "2x3", agent_obsk=0,
 global_categories=())`, that is, of gymnasium's HalfCheetah-v5; the tests compare the two step by step. Worlds are
@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.cheetah_physics import FRAME_SKIP, NUM_TORQUES, POSITIONS, ROW, VELOCITIES, Physics
-from data.errors import InputError
+from envs.cheetah_physics import FRAME_SKIP, NUM_TORQUES, POSITIONS, ROW, VELOCITIES, Physics
+from utils.errors import InputError
 
 ENV_ID = "HalfCheetah-2x3"
 HORIZON = 1000  # steps per episode; a time limit, never a terminal state
@@ -34,7 +34,7 @@ OBSERVED = ((4, 13, 3, 12, 2, 11), (7, 16, 6, 15, 5, 14))
 
 
 class HalfCheetah:
-    """num_worlds HalfCheetahs stepped together, with the interface of data.worlds.Worlds.
+    """num_worlds HalfCheetahs stepped together, with the interface of envs.particles.Worlds.
 
     processes: how many step them, this one included; by default as many as torch has threads, at most one per
     world.
@@ -152,7 +152,7 @@ def start_worker(file: int, num_worlds: int, start: int, stop: int) -> subproces
     It is a program of its own rather than a fork or multiprocessing's child: those copy torch's locked threads, or
     import the caller's script, torch and all. In its own session no Ctrl-C reaches it.
     """
-    command = [sys.executable, "-m", "data.cheetah_physics", *map(str, (file, num_worlds, start, stop))]
+    command = [sys.executable, "-m", "envs.cheetah_physics", *map(str, (file, num_worlds, start, stop))]
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -14,9 +14,9 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from data.datasets import simulated_name
-from data.errors import InputError, check_choice
-from data.files import atomic, parse, say
-from data.worlds import ENV_IDS
+from envs.particles import ENV_IDS
+from utils.errors import InputError, check_choice
+from utils.files import atomic, parse, say
 
 NETWORKS = ("critic", "actor", "target_critic", "target_actor", "best")
 CHECKPOINT_KEYS = ("args", "round", "generators", "scale", "facts", "history", *NETWORKS)
@@ -291,7 +291,7 @@ def record_gif(path: Path, policy, worlds, seed: int, episodes: int = 4) -> None
     policy: observations [1, 1, N, O] -> actions [1, 1, N, ...] or, of several seeds' teams, [S, 1, N, ...], of which
     the first is filmed.
     """
-    from data.parallel_envs import parallel_env  # here, since it loads a drawing library that training does not need
+    from envs.pettingzoo import parallel_env  # here, since it loads a drawing library that training does not need
 
     env = parallel_env(worlds.env_id, worlds.action_kind, worlds.num_learners, render_mode="rgb_array")
     names, frames = env.possible_agents, []

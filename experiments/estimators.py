@@ -23,8 +23,8 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from data.behaviour import init_mlp, mlp
-from data.stacked import per_seed
-from data.worlds import NUM_ACTIONS
+from envs.particles import NUM_ACTIONS
+from utils.stacked import per_seed
 
 KINDS = ("std", "range", "relative", "likelihood", "neighbour")
 FLOOR = 0.1  # of `soften`

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import atomic, say
-from results.cells import KEYS, SCRIPTS, planned_cells
+from experiments.plan import KEYS, SCRIPTS, planned_cells
+from utils.files import atomic, say
 
 RECORD = "cell.json"  # written last into a run folder: what has it is done
-DEPENDENCE = "dependence.csv"  # how far the agents of each dataset act together (results/dependence.py)
+DEPENDENCE = "dependence.csv"  # how far the agents of each dataset act together (experiments/dependence.py)
 
 
 def read(path: Path) -> list[dict]:

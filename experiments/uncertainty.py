@@ -1,12 +1,12 @@
-"""What the estimates of u_k are worth, and what they are made of, in trained runs: python -m results.uncertainty RUN...
+"""What the estimates of u_k are worth, and what they are made of, in trained runs: python -m experiments.uncertainty RUN...
 
-    python -m results.uncertainty runs/results/*spacql*        # folders of spacql.py or spacql_continuous.py
+    python -m experiments.uncertainty runs/results/*spacql*        # folders of spacql.py or spacql_continuous.py
 
 For every seed of every run, on transitions that it was not trained on (its task and quality simulated from another
 seed), the run's own target actors replace k agents of the logged next joint action, as in the backup. Two files under
 --out get rows. Seeds that are in both already are left out, unless their run has gone on since.
 
-uncertainty.csv: does an estimate tell a'^(k) from a'? A row for each size k and each estimate of data/estimators.py
+uncertainty.csv: does an estimate tell a'^(k) from a'? A row for each size k and each estimate of experiments/estimators.py
 (`detector`), without its floor:
     auroc           chance that u of a replaced joint action exceeds u of a logged one, ties counted half (Mann-Whitney)
     auroc_changed   the same of those replaced joint actions alone that are not what was logged. Above one half also for
@@ -42,13 +42,14 @@ from tqdm import tqdm
 
 import spacql
 import spacql_continuous
-from data import estimators, runs
 from data.datasets import HDF5_SUFFIXES, load_dataset
-from data.errors import InputError
-from data.files import parse, run_script, say
-from data.stacked import per_seed
-from data.worlds import NUM_ACTIONS
-from results.records import read, write
+from envs.particles import NUM_ACTIONS
+from experiments import estimators
+from experiments.records import read, write
+from utils import runs
+from utils.errors import InputError
+from utils.files import parse, run_script, say
+from utils.stacked import per_seed
 
 FRESH_SEED = 10_000  # added to a run's data seed
 WEIGHTS = (("std", 1), ("std", 4), ("std", 16), *((kind, 1) for kind in estimators.KINDS if kind != "std"))
@@ -238,4 +239,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_script("results.uncertainty", main)
+    run_script("experiments.uncertainty", main)

@@ -8,7 +8,7 @@ import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from data.errors import InputError
+from utils.errors import InputError
 
 QUALITIES = ("random", "medium-replay", "medium", "expert")  # data/omar.py's, without loading torch for them
 TOP = Path(__file__).resolve().parent.parent  # the repository

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import atomic
-from results.cells import BACKUPS, CLONING, METHODS, NARROW, QUALITIES, VS_POLICY, WEIGHTS, WIDE, Cell, Job
-from results.claims import (
+from experiments.claims import (
     CLAIMS,
     FAILS,
     HOLDS,
@@ -19,8 +17,10 @@ from results.claims import (
     try_claim,
     weights,
 )
-from results.intervals import COVERAGE, FEWEST, crossing, difference, iqm, iqm_interval
-from results.records import DEPENDENCE, read
+from experiments.intervals import COVERAGE, FEWEST, crossing, difference, iqm, iqm_interval
+from experiments.plan import BACKUPS, CLONING, METHODS, NARROW, QUALITIES, VS_POLICY, WEIGHTS, WIDE, Cell, Job
+from experiments.records import DEPENDENCE, read
+from utils.files import atomic
 
 DATA_SCORES = {  # mean scores of the default datasets, by QUALITIES (README, Worlds and datasets)
     "discrete": {
@@ -67,7 +67,7 @@ CHANGES = {  # of the method, with what each is compared, dataset by dataset
 }
 INTRODUCTION = f"""# Results
 
-Written by `python results/make.py --figures` from the CSV files beside it, which have every run's command, seed, commit
+Written by `python experiments/run.py --figures` from the CSV files beside it, which have every run's command, seed, commit
 and machine. Scores are last scores, not best ones: greedy actors after the last round (1000 episodes a seed,
 HalfCheetah 20); 0 is random play and 100 the expert.
 
@@ -319,7 +319,7 @@ def missing_section(cells: list[Cell], jobs: list[Job]) -> str:
     whole = len({job.cell for job in jobs})
     text = (
         f"{whole} of {len(cells)} cells lack seeds (in brackets); {len(jobs)} commands, which"
-        " `python results/make.py --dry-run` lists, would run them."
+        " `python experiments/run.py --dry-run` lists, would run them."
     )
     return "\n".join([text, "", *lines])
 

@@ -1,7 +1,7 @@
 """What the paper claims, and whether the runs bear it out: CLAIMS is the table, every verdict is computed.
 
 A claim is tried on each of its datasets, for discrete actions and for forces and torques apart. A comparison is a
-difference of interquartile means with its 95% interval (results/intervals.py), and its verdict
+difference of interquartile means with its 95% interval (experiments/intervals.py), and its verdict
 
     holds             the whole interval lies above 0
     does not hold     the whole interval lies below 0
@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from results.cells import METHODS, QUALITIES, WIDE, Cell
-from results.intervals import FEWEST, Estimate, difference, improvement
-from results.records import place
+from experiments.intervals import FEWEST, Estimate, difference, improvement
+from experiments.plan import METHODS, QUALITIES, WIDE, Cell
+from experiments.records import place
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
 TASKS = {

@@ -1,6 +1,6 @@
 """Runs jobs: one after another by hand or by any scheduler, several at a time on this machine, or over a Ray cluster.
 
-A job is a command of its own (`results.cells.Job`) that writes a run folder. Where it has ended well, a record,
+A job is a command of its own (`experiments.plan.Job`) that writes a run folder. Where it has ended well, a record,
 cell.json, is put into the folder at the very end. A folder without one is of no account: the job starts anew. Nothing
 is shared between jobs but the simulated datasets, which are the same whoever writes them.
 """
@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import InputError
-from data.files import atomic
-from results.cells import TOP, Job
-from results.records import RECORD
+from experiments.plan import TOP, Job
+from experiments.records import RECORD
+from utils.errors import InputError
+from utils.files import atomic
 
 # Linux ends a job when whatever started it dies, by kill -9 too: nobody would wait for it any more.
 LAUNCH = (

@@ -1,6 +1,6 @@
 """The physics of HalfCheetah worlds in MuJoCo. It needs no torch, so that worker processes start quickly.
 
-python -m data.cheetah_physics FD WORLDS START STOP      # one of data.half_cheetah's workers, started by it alone
+python -m envs.cheetah_physics FD WORLDS START STOP      # one of envs.half_cheetah's workers, started by it alone
 """
 
 import importlib.util

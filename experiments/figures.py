@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from data.files import atomic
-from results.cells import METHODS, QUALITIES
-from results.claims import COMPARABLE, PUBLISHED, TASKS, Scores
-from results.intervals import iqm_interval
-from results.records import place
-from results.tables import DATA_SCORES
+from experiments.claims import COMPARABLE, PUBLISHED, TASKS, Scores
+from experiments.intervals import iqm_interval
+from experiments.plan import METHODS, QUALITIES
+from experiments.records import place
+from experiments.tables import DATA_SCORES
+from utils.files import atomic
 
 
 def save(fig: Figure, path: Path) -> None:

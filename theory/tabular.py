@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 import spacql
-from data.dec_mdps import as_grid, correlated, exact, product, query_kernel, random_worlds, uniform
+from theory.dec_mdps import as_grid, correlated, exact, product, query_kernel, random_worlds, uniform
 
 
 def draw_transitions(world, samples, generator):

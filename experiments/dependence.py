@@ -1,7 +1,7 @@
-"""How far the agents of each dataset act together: python -m results.dependence
+"""How far the agents of each dataset act together: python -m experiments.dependence
 
-Writes results/dependence.csv, a row for every dataset that the plan learns from (results/cells.py), with what
-`load_dataset` measures at 200,000 transitions (`data.coordination.measure_dependence`). What is there already stays.
+Writes results/dependence.csv, a row for every dataset that the plan learns from (experiments/plan.py), with what
+`load_dataset` measures at 200,000 transitions (`data.mixes.measure_dependence`). What is there already stays.
 HalfCheetah's datasets, whose simulation takes minutes each, are left out.
 """
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.datasets import MEASURED, load_dataset
-from data.files import parse, run_script, say
-from results.cells import CHEETAH, SCRIPTS, planned_cells
-from results.records import DEPENDENCE, read, write
+from experiments.plan import CHEETAH, SCRIPTS, planned_cells
+from experiments.records import DEPENDENCE, read, write
+from utils.files import parse, run_script, say
 
 COLUMNS = ("dependence_nats", "standard_error", "predictability")
 DIGITS = 4
@@ -53,4 +53,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_script("results.dependence", main)
+    run_script("experiments.dependence", main)
