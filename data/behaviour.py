@@ -15,7 +15,6 @@ S numbers that the value function sees.
 """
 
 import json
-import math
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -27,16 +26,31 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from envs.half_cheetah import HalfCheetah
-from envs.particles import ACTION_KINDS, ENV_IDS, HORIZON, NUM_ACTIONS, WITH_PREY, Worlds
-from utils.errors import InputError, check_choice
+from envs.particles import ENV_IDS, HORIZON, WITH_PREY, Worlds
+from envs.shipped import (  # noqa: F401  some of these names are still imported from here
+    CONTINUOUS_ENV_IDS,
+    HIDDEN,
+    POLICY,
+    POLICY_DIR,
+    Gaussian,
+    Policies,
+    Softmax,
+    action_dim,
+    check_task,
+    greedy,
+    init_mlp,
+    load_policies,
+    mlp,
+    policy_file,
+    rollout,
+)
+from utils.errors import InputError
 from utils.files import atomic, parse, run_script
 
-POLICY_DIR = Path(__file__).parent.parent / "envs" / "policies"
-HIDDEN = 64
 MEDIUM_SHARE = 0.4  # the medium policy is the iterate nearest to this share of the way from random to expert
-SCORE_EPISODES = 20_000  # behind the shipped random and expert scores; fewer, of as many steps in all, in HalfCheetah
-INITIAL_STD = 0.6  # of Gaussian actors, near that of uniform actions
-CONTINUOUS_ENV_IDS = (*ENV_IDS, "HalfCheetah-2x3")
+SCORE_EPISODES = (
+    20_000  # behind the shipped random and expert scores; fewer, of as many steps in all, in HalfCheetah
+)
 
 
 @dataclass(frozen=True)
@@ -106,147 +120,19 @@ def default_args(env_id: str, action_kind: str = "discrete") -> Args:
     return Args(env_id, action_kind, **SETTINGS.get((env_id, action_kind), {}))
 
 
-def check_task(env_id: str, action_kind: str) -> None:
-    """Raise InputError unless there are behaviour policies of this task and kind of actions."""
-    check_choice("action kind", action_kind, ACTION_KINDS)
-    check_choice("env-id", env_id, ENV_IDS if action_kind == "discrete" else CONTINUOUS_ENV_IDS)
-
-
-def init_mlp(count: int, sizes: tuple[int, ...], generator: torch.Generator) -> list[torch.Tensor]:
-    """`count` stacked networks with nn.Linear's initialisation: weights [count, in, out], biases [count, 1, out]."""
-    params = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
-        for shape in ((count, fan_in, fan_out), (count, 1, fan_out)):
-            params.append((torch.rand(shape, generator=generator, device=generator.device) * 2 - 1) / fan_in**0.5)
-    return params
-
-
-def mlp(params: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """Stacked networks with ReLU hidden layers: x [count, rows, in] -> [count, rows, out]."""
-    for layer in range(0, len(params), 2):
-        x = torch.baddbmm(params[layer + 1], x if layer == 0 else x.relu(), params[layer])
-    return x
-
-
-def action_dim(worlds) -> int:
-    """Outputs of an actor: logits of the discrete actions, or the numbers of a force or of an agent's torques."""
-    if worlds.action_kind == "discrete":
-        return NUM_ACTIONS
-    return worlds.action_dim if isinstance(worlds, HalfCheetah) else 2
-
-
-class Softmax:
-    """Discrete policies. An actor is the six tensors of its networks, whose outputs are the logits."""
-
-    @staticmethod
-    def init(count: int, obs_dim: int, num_actions: int, generator) -> list[torch.Tensor]:
-        """`count` stacked actors that start near uniform play."""
-        actor = init_mlp(count, (obs_dim, HIDDEN, HIDDEN, num_actions), generator)
-        actor[-2].mul_(0.01)
-        return actor
-
-    @staticmethod
-    def sample(logits: torch.Tensor, generator) -> torch.Tensor:
-        """Actions [...] drawn from softmax(logits [..., A]), by the Gumbel trick."""
-        uniform = torch.rand(logits.shape, generator=generator, device=logits.device).clamp_(1e-20, 1 - 1e-7)
-        return (logits - (-uniform.log()).log()).argmax(-1)
-
-    @classmethod
-    def explore(cls, actor, obs, generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sampled actions [N, W] on obs [N, W, O], and their log-probabilities [N, W]."""
-        log_pi = mlp(actor, obs).log_softmax(-1)
-        actions = cls.sample(log_pi, generator)
-        return actions, log_pi.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-
-    @staticmethod
-    def evaluate(actor, obs, actions) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities of actions [N, rows] on obs [N, rows, O], and the entropies; both [N, rows]."""
-        log_pi = mlp(actor, obs).log_softmax(-1)  # [N, rows, A]
-        return log_pi.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(log_pi.exp() * log_pi).sum(-1)
-
-    @classmethod
-    def act(cls, actor, obs, generator) -> torch.Tensor:
-        """Sampled actions [W, N] for the world on its observations [W, N, O]."""
-        return cls.sample(mlp(actor, obs.transpose(0, 1)).transpose(0, 1), generator)
-
-    @staticmethod
-    def greedy(actor, obs) -> torch.Tensor:
-        """The most likely actions [N, W] on obs [N, W, O]."""
-        return mlp(actor, obs).argmax(-1)
-
-    @staticmethod
-    def uniform(worlds, generator) -> torch.Tensor:
-        """Uniform actions [W, N]."""
-        shape = (worlds.num_worlds, worlds.num_learners)
-        return torch.randint(NUM_ACTIONS, shape, generator=generator, device=worlds.device)
-
-    @staticmethod
-    def playable(actions: torch.Tensor) -> torch.Tensor:
-        """What the world gets of sampled actions."""
-        return actions
-
-
-class Gaussian:
-    """Continuous policies, with the functions of Softmax. An actor is the six tensors of its networks, the tanh of
-    whose outputs is the mean, and log_std [N, 1, A], the same in every state.
-
-    PPO learns on the samples as drawn; the world gets them, and the datasets log them, clipped to [-1, 1]. The entropy
-    bonus also keeps the outputs small: a saturated tanh has no gradient and would not come back.
-    """
-
-    @staticmethod
-    def init(count: int, obs_dim: int, action_dim: int, generator) -> list[torch.Tensor]:
-        actor = init_mlp(count, (obs_dim, HIDDEN, HIDDEN, action_dim), generator)
-        actor[-2].mul_(0.01)
-        return actor + [torch.full((count, 1, action_dim), math.log(INITIAL_STD))]
-
-    @staticmethod
-    def log_prob(mean, log_std, actions) -> torch.Tensor:
-        """Log-density [...] of actions [..., A]."""
-        return (-0.5 * ((actions - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
-
-    @classmethod
-    def explore(cls, actor, obs, generator) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, log_std = cls.greedy(actor, obs), actor[6]
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        actions = mean + log_std.exp() * noise
-        return actions, cls.log_prob(mean, log_std, actions)
-
-    @classmethod
-    def evaluate(cls, actor, obs, actions) -> tuple[torch.Tensor, torch.Tensor]:
-        outputs, log_std = mlp(actor[:6], obs), actor[6]
-        entropy = log_std + 0.5 * math.log(2 * math.pi * math.e) - outputs**2
-        return cls.log_prob(outputs.tanh(), log_std, actions), entropy.sum(-1)
-
-    @classmethod
-    def act(cls, actor, obs, generator) -> torch.Tensor:
-        return cls.playable(cls.explore(actor, obs.transpose(0, 1), generator)[0].transpose(0, 1))
-
-    @staticmethod
-    def greedy(actor, obs) -> torch.Tensor:
-        return mlp(actor[:6], obs).tanh()
-
-    @staticmethod
-    def uniform(worlds, generator) -> torch.Tensor:
-        shape = (worlds.num_worlds, worlds.num_learners, action_dim(worlds))
-        return torch.rand(shape, generator=generator, device=worlds.device) * 2 - 1
-
-    @staticmethod
-    def playable(actions: torch.Tensor) -> torch.Tensor:
-        return actions.clamp(-1, 1)
-
-
-POLICY = {"discrete": Softmax, "continuous": Gaussian}
-
-
 class Team:
     """The actors [N] of the bodies in `bodies`, their central value function, and Adam over both."""
 
     def __init__(self, worlds, bodies: range, args: Args, generator: torch.Generator):
         self.bodies, self.policy = bodies, POLICY[args.action_kind]
         obs_dim = worlds.observe(bodies[0]).shape[-1]
-        self.obs_mean, self.obs_std = torch.zeros(len(bodies), 1, obs_dim), torch.ones(len(bodies), 1, obs_dim)
-        if isinstance(worlds, HalfCheetah):  # its velocities are tens of times its angles: learn on standard scores
+        self.obs_mean, self.obs_std = (
+            torch.zeros(len(bodies), 1, obs_dim),
+            torch.ones(len(bodies), 1, obs_dim),
+        )
+        if isinstance(
+            worlds, HalfCheetah
+        ):  # its velocities are tens of times its angles: learn on standard scores
             log = rollout(worlds, None, generator)
             obs, states = log["observations"].flatten(0, 1), log["states"].flatten(0, 1)  # [W * (T + 1), ...]
             self.obs_mean, self.obs_std = obs.mean(0).unsqueeze(1), obs.std(0).unsqueeze(1)
@@ -279,7 +165,9 @@ class Team:
         weight = weight / self.obs_std.transpose(1, 2)  # [N, O, H]
         return [weight, bias - self.obs_mean @ weight, *rest]
 
-    def update(self, obs, views, actions, log_probs, rewards, args: Args, remaining: float, generator) -> None:
+    def update(
+        self, obs, views, actions, log_probs, rewards, args: Args, remaining: float, generator
+    ) -> None:
         """One PPO iteration on obs [T, N, W, O], views [T + 1, W, S], actions [T, N, W] or [T, N, W, A], log_probs
         and rewards [T, N, W].
 
@@ -311,7 +199,10 @@ class Team:
                     loss = loss - (gain + args.entropy_coef * remaining * entropy).mean(1).sum()
                 self.optimizer.zero_grad()
                 loss.backward()
-                for params in (self.actor, self.critic):  # apart, so that value errors do not silence the actors
+                for params in (
+                    self.actor,
+                    self.critic,
+                ):  # apart, so that value errors do not silence the actors
                     torch.nn.utils.clip_grad_norm_(params, 0.5)
                 self.optimizer.step()
 
@@ -357,37 +248,6 @@ def train(worlds, teams: list[Team], iterations: int, args: Args, generator, tit
             team.update(*batch, own, args, 1 - i / iterations, generator)
         bar.set_postfix(score=f"{played:.1f}")
     return iterates + [(float("nan"), teams[0].snapshot())]
-
-
-def greedy(params: list[torch.Tensor], action_kind: str = "discrete"):
-    """A deterministic policy of one agent for Worlds(prey=...): obs [W, O] -> most likely action [W] or mean [W, A]."""
-    return lambda obs: POLICY[action_kind].greedy(params, obs.unsqueeze(0))[0]
-
-
-@torch.no_grad()
-def rollout(worlds, actor, generator) -> dict[str, torch.Tensor]:
-    """One episode in every world: actions sampled from stacked actors `actor`, or uniform where it is None, or those of
-    a function of observations [W, N, O] and the generator.
-
-    Returns observations [W, T + 1, N, O], actions [W, T, N] (int64) or [W, T, N, A] (in [-1, 1]), rewards [W, T, N],
-    and in HalfCheetah the simulator's states [W, T + 1, S].
-    """
-    policy = POLICY[worlds.action_kind]
-    log = dict(observations=[worlds.reset()], actions=[], rewards=[])
-    if isinstance(worlds, HalfCheetah):
-        log["states"] = [worlds.state()]
-    for _ in range(worlds.horizon):
-        obs = log["observations"][-1]
-        if callable(actor):
-            actions = actor(obs, generator)
-        else:
-            actions = policy.uniform(worlds, generator) if actor is None else policy.act(actor, obs, generator)
-        obs, rewards = worlds.step(actions)
-        for name, x in (("observations", obs), ("actions", actions), ("rewards", rewards)):
-            log[name].append(x)
-        if "states" in log:
-            log["states"].append(worlds.state())
-    return {name: torch.stack(steps, dim=1) for name, steps in log.items()}
 
 
 def score(worlds, actor: list[torch.Tensor] | None, seed: int) -> float:
@@ -449,53 +309,6 @@ def train_behaviour(args: Args) -> dict[str, np.ndarray]:
     return arrays | {"facts": np.array(json.dumps(facts))}
 
 
-@dataclass(frozen=True)
-class Policies:
-    """A policy file: `iterates` are stacked actors, 0 .. medium, then the expert; prey is None where there is none.
-
-    facts["medium_iterate"] is a place in `iterates`, facts["kept_iterations"] the iterations of training they are of.
-    """
-
-    iterates: list[list[torch.Tensor]]
-    prey: list[torch.Tensor] | None
-    facts: dict
-
-
-def policy_file(env_id: str, folder: Path = POLICY_DIR, action_kind: str = "discrete") -> Path:
-    """Where the policies of a task are. Raises InputError, with the command that makes them, where there are none."""
-    check_task(env_id, action_kind)
-    path = Path(folder) / f"{env_id}-{action_kind}.npz"
-    if not path.is_file():
-        command = f"python -m data.behaviour --env-id {env_id} --action-kind {action_kind}"
-        raise InputError(f"no policy file {path}; make it with: {command}")
-    return path
-
-
-def load_policies(env_id: str, device="cpu", folder: Path = POLICY_DIR, action_kind: str = "discrete") -> Policies:
-    """Read the shipped policies of a task. Raises InputError where there are none, or the file is not theirs."""
-    path = policy_file(env_id, folder, action_kind)
-    tensors = 6 if action_kind == "discrete" else 7  # three layers' weights and biases, log_std
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {k: torch.from_numpy(file[k].astype(np.float32)) for k in file.files if k != "facts"}
-            facts = json.loads(str(file["facts"]))
-        actor = [arrays[f"actor{j}"].to(device) for j in range(tensors)]  # [iterates, N, ...]
-        prey = [arrays[f"prey{j}"].to(device) for j in range(tensors)] if env_id in WITH_PREY else None
-        if (facts["env_id"], facts["action_kind"]) != (env_id, action_kind):
-            raise ValueError(f"it holds {facts['action_kind']} policies of {facts['env_id']}")
-        if any(len(layer) != facts["medium_iterate"] + 2 for layer in actor):
-            raise ValueError("the number of iterates is not medium_iterate + 2")
-        if not all(math.isfinite(facts[k]) for k in ("random_score", "expert_score")):
-            raise ValueError("its scores are not finite")
-        if not all(array.isfinite().all() for array in arrays.values()):
-            raise ValueError("a parameter is not finite")
-    except Exception as error:  # numpy, zipfile and zlib raise many kinds for damaged files; all mean the same here
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"cannot read policy file {path} (damaged or foreign): {reason}") from None
-    iterates = [[layer[i] for layer in actor] for i in range(len(actor[0]))]
-    return Policies(iterates, prey, facts)
-
-
 def main() -> None:
     task = parse(Args, description=__doc__)
     args = parse(Args, default=default_args(task.env_id, task.action_kind))
@@ -505,7 +318,9 @@ def main() -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
     start = time.time()
     path = args.out / f"{args.env_id}-{args.action_kind}.npz"
-    with atomic(path) as partial:  # around the training too: a folder that cannot be made is found out before it
+    with atomic(
+        path
+    ) as partial:  # around the training too: a folder that cannot be made is found out before it
         arrays = train_behaviour(args)
         np.savez_compressed(partial, **arrays)
     facts = json.loads(str(arrays["facts"]))

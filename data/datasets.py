@@ -1,4 +1,4 @@
-"""Datasets and environments: `load_dataset(...)` finds, simulates, checks and caches; `make_env(...)` builds worlds.
+"""Datasets: `load_dataset(...)` finds, simulates, checks and caches them.
 
 A dataset is one HDF5 file. E episodes of T steps, N learning agents, O observation numbers, A action numbers:
 
@@ -33,23 +33,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import behaviour, omar
-from data import mixes as coordination
-from data.behaviour import CONTINUOUS_ENV_IDS, POLICY_DIR, action_dim, greedy, load_policies, policy_file, rollout
+from data import mixes, omar
 from data.mixes import MixedTeams, is_mix, load_teams, measure_dependence, parse_mix, teams_file
-from envs import cheetah_physics, half_cheetah
-from envs import particles as worlds
-from envs import two_doors as games
-from envs.half_cheetah import HalfCheetah
-from envs.particles import ENV_IDS, NUM_ACTIONS, WITH_PREY, Worlds
+from envs import ENV_IDS_OF_KIND, cheetah_physics, half_cheetah, make_env, particles, shipped, two_doors
+from envs.particles import ENV_IDS, NUM_ACTIONS, WITH_PREY
+from envs.shipped import POLICY_DIR, action_dim, load_policies, policy_file, rollout
 from utils.errors import InputError, check_choice
 from utils.files import atomic
 
 QUALITIES = omar.QUALITIES
 HDF5_SUFFIXES = (".h5", ".hdf5")
 FORMAT = "spacql-dataset-1"
-HORIZONS = {env_id: shape.horizon for env_id, shape in omar.SHAPES.items()} | {games.ENV_ID: games.HORIZON}
-ENV_IDS_OF_KIND = {"discrete": (*ENV_IDS, games.ENV_ID), "continuous": CONTINUOUS_ENV_IDS}
+HORIZONS = {env_id: shape.horizon for env_id, shape in omar.SHAPES.items()} | {
+    two_doors.ENV_ID: two_doors.HORIZON
+}
 SCRIPT_OF_KIND = {"discrete": "spacql.py", "continuous": "spacql_continuous.py"}
 ATTRIBUTES = ("env_id", "quality", "action_kind", "random_score", "expert_score")
 MEASURED = ("dependence", "dependence_error", "predictability")  # attributes that a file may lack
@@ -69,9 +66,9 @@ class Simulation:
 
 
 SIMULATIONS = {
-    **dict.fromkeys(ENV_IDS, Simulation((worlds, behaviour, coordination), (), chunk=2000)),
-    games.ENV_ID: Simulation((games, behaviour, coordination), (), chunk=2000),
-    half_cheetah.ENV_ID: Simulation((half_cheetah, cheetah_physics, behaviour, coordination), ("mujoco",), chunk=50),
+    **dict.fromkeys(ENV_IDS, Simulation((particles, shipped, mixes), (), chunk=2000)),
+    two_doors.ENV_ID: Simulation((two_doors, shipped, mixes), (), chunk=2000),
+    half_cheetah.ENV_ID: Simulation((half_cheetah, cheetah_physics, shipped, mixes), ("mujoco",), chunk=50),
 }
 RECORDED = ("torch", "numpy", "h5py")  # packages whose versions every file notes, beside those above
 
@@ -108,37 +105,6 @@ def describe(dataset: Dataset) -> str:
 def normalise(score, facts: dict):
     """100 * (score - random) / (expert - random), by the scores of the dataset's own environment."""
     return 100 * (score - facts["random_score"]) / (facts["expert_score"] - facts["random_score"])
-
-
-def make_env(env_id, num_worlds, num_agents=None, device="cpu", seed=0, action_kind="discrete", prey=None):
-    """Batched worlds of a task: a `Worlds`, or a `HalfCheetah` or `TwoDoors`, which have the same methods.
-
-    num_agents: None for the task's own number. prey: maps the prey's observations to its actions; by default the one
-    shipped for this kind of action acts, where the task has one.
-    """
-    check_choice("env-id", env_id, ENV_IDS_OF_KIND[action_kind])
-    if env_id == half_cheetah.ENV_ID:
-        if num_agents not in (None, 2):
-            raise InputError(f"{env_id} has 2 agents, not {num_agents}")
-        return HalfCheetah(num_worlds, device=device, seed=seed)
-    if env_id == games.ENV_ID:
-        return games.TwoDoors(num_worlds, action_kind, num_agents or games.NUM_AGENTS, device, seed)
-    if prey is None and env_id in WITH_PREY:
-        prey = greedy(load_policies(env_id, device, action_kind=action_kind).prey, action_kind)
-    return Worlds(env_id, num_worlds, action_kind, 3 if num_agents is None else num_agents, prey, device, seed=seed)
-
-
-@torch.no_grad()
-def evaluate(policy, env, num_seeds: int, seed: int) -> torch.Tensor:
-    """Undiscounted returns [S, episodes] of teams, mean over agents; every seed's team from the same starts.
-
-    policy: observations [S, B, N, O] as the environment gives them -> actions [S, B, N, ...].
-    """
-    obs, returns = env.reset(seed=seed, copies=num_seeds), 0.0
-    for _ in range(env.horizon):  # episodes only end by their time limit: nothing to mask
-        obs, rewards = env.step(policy(obs.unflatten(0, (num_seeds, -1))).flatten(0, 1))
-        returns = returns + rewards.mean(-1)
-    return returns.view(num_seeds, -1)
 
 
 def find_prey(env_id, dataset: str, prey: str | None = None, device="cpu"):
@@ -181,7 +147,11 @@ def load_dataset(
             found = read_dataset(Path(dataset), env_id, action_kind)
         else:
             check_choice("dataset", dataset, QUALITIES)
-        return found if set(MEASURED) <= set(found.facts) else replace(found, facts=found.facts | dependence_of(found))
+        return (
+            found
+            if set(MEASURED) <= set(found.facts)
+            else replace(found, facts=found.facts | dependence_of(found))
+        )
     if is_mix(dataset) and action_kind == "continuous":
         raise InputError("mixes of teams are of discrete actions: use spacql.py")
     if size < (horizon := HORIZONS[env_id]):
@@ -191,10 +161,12 @@ def load_dataset(
     # Other policies, or other code or packages that simulate: another file name.
     simulation = SIMULATIONS[env_id]
     sources = [*(Path(module.__file__) for module in simulation.modules), Path(__file__)]
-    if env_id != games.ENV_ID:
+    if env_id != two_doors.ENV_ID:
         sources.append(policy_file(env_id, POLICY_DIR, action_kind))
         sources += [teams_file(env_id, POLICY_DIR)] if is_mix(dataset) else []
-    parts = [source.read_bytes() for source in sources] + [version(name).encode() for name in simulation.packages]
+    parts = [source.read_bytes() for source in sources] + [
+        version(name).encode() for name in simulation.packages
+    ]
     digest = hashlib.sha256(b"".join(parts)).hexdigest()[:8]
     path = Path(folder) / f"{env_id}-{action_kind}-{name}-{size}-seed{seed}-{digest}.h5"
     if not path.exists():
@@ -209,8 +181,10 @@ def simulated_name(env_id: str, dataset: str) -> str | None:
     """
     if is_mix(dataset):
         return parse_mix(dataset, env_id).name
-    if env_id == games.ENV_ID and dataset in QUALITIES[1:]:
-        raise InputError(f"{env_id} has no {dataset} data: choose random or mix:teams=2,unit=step,share=0.5,noise=0.1")
+    if env_id == two_doors.ENV_ID and dataset in QUALITIES[1:]:
+        raise InputError(
+            f"{env_id} has no {dataset} data: choose random or mix:teams=2,unit=step,share=0.5,noise=0.1"
+        )
     return dataset if dataset in QUALITIES else None
 
 
@@ -229,15 +203,17 @@ def plan(quality: str, episodes: int, medium: int, chunk: int) -> list[tuple[int
         shares = [(i, players.count(i)) for i in range(medium + 1)]
     else:
         shares = [({"random": None, "mix": None, "medium": medium, "expert": -1}[quality], episodes)]
-    return [(player, min(chunk, count - start)) for player, count in shares for start in range(0, count, chunk)]
+    return [
+        (player, min(chunk, count - start)) for player, count in shares for start in range(0, count, chunk)
+    ]
 
 
 def simulate(path: Path, env_id: str, dataset: str, size: int, seed: int, action_kind: str) -> None:
     """Write the dataset `path`: `size` transitions (whole episodes) of a quality or mix, the same for the same seed."""
     quality, name = "mix" if is_mix(dataset) else dataset, simulated_name(env_id, dataset)
     episodes = size // HORIZONS[env_id]
-    if env_id == games.ENV_ID:
-        iterates, known, medium, scores = [], {}, 0, (games.random_score(), games.optimal_score())
+    if env_id == two_doors.ENV_ID:
+        iterates, known, medium, scores = [], {}, 0, (two_doors.random_score(), two_doors.optimal_score())
     else:
         policies = load_policies(env_id, action_kind=action_kind)
         iterates, medium = policies.iterates, policies.facts["medium_iterate"]
@@ -246,7 +222,9 @@ def simulate(path: Path, env_id: str, dataset: str, size: int, seed: int, action
     if quality == "mix":
         mix, (teams, facts_of_teams) = parse_mix(dataset, env_id), load_teams(env_id)
         known = dict(teams=facts_of_teams[: mix.teams])
-    if action_kind == "continuous" and env_id not in WITH_PREY:  # the paper's world: scores in the paper's unit
+    if (
+        action_kind == "continuous" and env_id not in WITH_PREY
+    ):  # the paper's world: scores in the paper's unit
         scores = omar.PUBLISHED_SCORES[env_id]
     chunks = plan(quality, episodes, medium, SIMULATIONS[env_id].chunk)
     attributes = dict(
@@ -258,7 +236,9 @@ def simulate(path: Path, env_id: str, dataset: str, size: int, seed: int, action
         seed=seed,
         dataset=name,
         behaviour=json.dumps(known),
-        versions=json.dumps({package: version(package) for package in (*RECORDED, *SIMULATIONS[env_id].packages)}),
+        versions=json.dumps(
+            {package: version(package) for package in (*RECORDED, *SIMULATIONS[env_id].packages)}
+        ),
     )
     with (
         atomic_hdf5(path, attributes) as file,
@@ -276,13 +256,15 @@ def simulate(path: Path, env_id: str, dataset: str, size: int, seed: int, action
             arrays["terminals"] = torch.zeros_like(arrays["timeouts"])
             for key, array in arrays.items():
                 array = array.numpy()
-                array = array.astype(np.int8) if array.dtype == np.int64 else array  # one byte holds a discrete action
+                array = (
+                    array.astype(np.int8) if array.dtype == np.int64 else array
+                )  # one byte holds a discrete action
                 if chunk == 0:
                     file.create_dataset(key, (episodes, *array.shape[1:]), array.dtype)
                 file[key][start : start + count] = array
             start += count
             bar.update(count)
-        every = math.ceil(episodes / coordination.MEASURED_EPISODES)  # all that is looked at
+        every = math.ceil(episodes / mixes.MEASURED_EPISODES)  # all that is looked at
         looked_at = (file[key][::every] for key in ("observations", "actions", "rewards"))
         attributes |= dependence_of(Dataset(*map(tensor, looked_at), facts={}))
 
@@ -302,7 +284,9 @@ def atomic_hdf5(path: Path, attributes: dict):
 def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
     """Read and check an .h5 file of our format. Raises InputError saying which array and row is wrong."""
     if not path.is_file():
-        raise InputError(f"{path} is a folder, not an .h5 file" if path.is_dir() else f"no dataset file {path}")
+        raise InputError(
+            f"{path} is a folder, not an .h5 file" if path.is_dir() else f"no dataset file {path}"
+        )
     names = ["observations", "actions", "rewards", "terminals"] + ["states"] * omar.has_states(env_id)
     try:
         with h5py.File(path, "r") as file:
@@ -321,7 +305,9 @@ def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
                 if not isinstance(facts[k], (int, float)) or not facts[k] >= 0:
                     raise InputError(f"{path}: the attribute {k} must be a number that is not negative")
             if facts["random_score"] == facts["expert_score"]:
-                raise InputError(f"{path}: random_score equals expert_score, so that no score can be normalised")
+                raise InputError(
+                    f"{path}: random_score equals expert_score, so that no score can be normalised"
+                )
             if facts["action_kind"] != action_kind:
                 script = SCRIPT_OF_KIND.get(facts["action_kind"])
                 hint = f"; use {script}" if script else ""
@@ -333,7 +319,9 @@ def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
         raise
     except Exception as error:  # h5py raises many kinds for damaged files; all mean the same to the user
         reason = " ".join(str(error).split())
-        raise InputError(f"cannot read {path} as HDF5 (truncated, damaged or another format): {reason}") from None
+        raise InputError(
+            f"cannot read {path} as HDF5 (truncated, damaged or another format): {reason}"
+        ) from None
     check_arrays(path, arrays, env_id, action_kind)
     arrays.pop("terminals")
     return Dataset(**{k: tensor(v) for k, v in arrays.items()}, facts=facts)
@@ -367,7 +355,9 @@ def check_arrays(path: Path, arrays: dict[str, np.ndarray], env_id: str, action_
     except InputError as error:  # the task cannot have this many agents
         raise InputError(f"{path}: {error}") from None
     if obs_dim != env.obs_dim:
-        raise InputError(f"{path}: {env_id} with {num} agents has {env.obs_dim} observation numbers, not {obs_dim}")
+        raise InputError(
+            f"{path}: {env_id} with {num} agents has {env.obs_dim} observation numbers, not {obs_dim}"
+        )
     shapes = dict(
         actions=(episodes, horizon, num) + ((action_dim(env),) if forces else ()),
         rewards=(episodes, horizon, num),
@@ -376,7 +366,9 @@ def check_arrays(path: Path, arrays: dict[str, np.ndarray], env_id: str, action_
     )
     for name, shape in shapes.items():
         if name in arrays and arrays[name].shape != shape:
-            raise InputError(f"{path}: {name} must have shape {shape} like the observations, got {arrays[name].shape}")
+            raise InputError(
+                f"{path}: {name} must have shape {shape} like the observations, got {arrays[name].shape}"
+            )
     with np.errstate(over="ignore"):  # a double may be finite and too large for a float32
         wrong = [
             (name, ~np.isfinite(array.astype(np.float32, copy=False)), "is not finite")
@@ -392,3 +384,16 @@ def check_arrays(path: Path, arrays: dict[str, np.ndarray], env_id: str, action_
         if mask.any():
             episode, step, *rest = np.argwhere(mask)[0].tolist()
             raise InputError(f"{path}: {name}[{', '.join(map(str, [episode, step, *rest]))}] {what}")
+
+
+@torch.no_grad()
+def evaluate(policy, env, num_seeds: int, seed: int) -> torch.Tensor:
+    """Undiscounted returns [S, episodes] of teams, mean over agents; every seed's team from the same starts.
+
+    policy: observations [S, B, N, O] as the environment gives them -> actions [S, B, N, ...].
+    """
+    obs, returns = env.reset(seed=seed, copies=num_seeds), 0.0
+    for _ in range(env.horizon):  # episodes only end by their time limit: nothing to mask
+        obs, rewards = env.step(policy(obs.unflatten(0, (num_seeds, -1))).flatten(0, 1))
+        returns = returns + rewards.mean(-1)
+    return returns.view(num_seeds, -1)

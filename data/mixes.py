@@ -30,15 +30,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.behaviour import POLICY_DIR, Softmax, default_args, init_mlp, load_policies, mlp, train_behaviour
-from envs import two_doors as games
+from data.behaviour import default_args, train_behaviour
+from envs import two_doors
 from envs.particles import NUM_ACTIONS
+from envs.shipped import POLICY_DIR, Softmax, init_mlp, load_policies, mlp
 from utils.errors import InputError, check_choice
 from utils.files import atomic, parse, run_script
 
 # ------------------------------------------------------------------------------------------------ mixed teams
 
-NUM_TEAMS = {"simple_spread": 4, games.ENV_ID: 2}  # what can be mixed
+NUM_TEAMS = {"simple_spread": 4, two_doors.ENV_ID: 2}  # what can be mixed
 UNITS = ("episode", "step")
 TEAMS_FILE = "{}-discrete-teams.npz"
 
@@ -77,7 +78,9 @@ def parse_mix(text: str, env_id: str) -> Mix:
     keys = [key for key, _, _ in pairs]
     for key, equals, value in pairs:
         if key not in values or not equals:
-            raise InputError(f"--dataset mix: expected KEY=VALUE,... with keys {', '.join(values)}, not {given!r}")
+            raise InputError(
+                f"--dataset mix: expected KEY=VALUE,... with keys {', '.join(values)}, not {given!r}"
+            )
         if keys.count(key) > 1:
             raise InputError(f"--dataset mix: {key} is given twice")
         values[key] = value
@@ -134,13 +137,15 @@ def load_teams(env_id: str, folder: Path = POLICY_DIR) -> tuple[list, list[dict]
 
     Raises InputError where the file of the teams is missing, or is not theirs.
     """
-    if env_id == games.ENV_ID:
-        walks = {"left": games.LEFT, "right": games.RIGHT}
-        return [games.walk(action) for action in walks.values()], [dict(walks=name) for name in walks]
+    if env_id == two_doors.ENV_ID:
+        walks = {"left": two_doors.LEFT, "right": two_doors.RIGHT}
+        return [two_doors.walk(action) for action in walks.values()], [dict(walks=name) for name in walks]
     expert, path = load_policies(env_id), teams_file(env_id, folder)
     try:
         with np.load(path, allow_pickle=False) as file:
-            layers = [torch.from_numpy(file[f"actor{j}"].astype(np.float32)) for j in range(6)]  # [M - 1, N, ...]
+            layers = [
+                torch.from_numpy(file[f"actor{j}"].astype(np.float32)) for j in range(6)
+            ]  # [M - 1, N, ...]
             facts = json.loads(str(file["facts"]))
         if facts["env_id"] != env_id:
             raise ValueError(f"it holds teams of {facts['env_id']}")
@@ -149,7 +154,9 @@ def load_teams(env_id: str, folder: Path = POLICY_DIR) -> tuple[list, list[dict]
             raise ValueError(f"its networks have other shapes than {shapes}")
         if not all(layer.isfinite().all() for layer in layers):
             raise ValueError("a parameter is not finite")
-    except Exception as error:  # numpy, zipfile and zlib raise many kinds for damaged files; all mean the same here
+    except (
+        Exception
+    ) as error:  # numpy, zipfile and zlib raise many kinds for damaged files; all mean the same here
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"cannot read policy file {path} (damaged or foreign): {reason}") from None
     actors = [expert.iterates[-1], *([layer[m] for layer in layers] for m in range(len(layers[0])))]
@@ -265,21 +272,28 @@ class Args:
 
 def main(argv=None) -> None:
     args = parse(Args, argv, description=__doc__)
-    check_choice("env-id", args.env_id, [env_id for env_id in NUM_TEAMS if env_id != games.ENV_ID])
+    check_choice("env-id", args.env_id, [env_id for env_id in NUM_TEAMS if env_id != two_doors.ENV_ID])
     if len(args.seeds) != NUM_TEAMS[args.env_id] - 1:
         raise InputError(f"--seeds must be {NUM_TEAMS[args.env_id] - 1} numbers, not {len(args.seeds)}")
     if min(args.iterations, args.num_worlds) < 1:
         raise InputError("--iterations and --num-worlds must be at least 1")
     start, path = time.time(), args.out / TEAMS_FILE.format(args.env_id)
     settings = replace(default_args(args.env_id), iterations=args.iterations, num_worlds=args.num_worlds)
-    with atomic(path) as partial:  # around the training too: a folder that cannot be made is found out before it
+    with atomic(
+        path
+    ) as partial:  # around the training too: a folder that cannot be made is found out before it
         trained = [train_behaviour(replace(settings, seed=seed)) for seed in args.seeds]
         actors = {f"actor{j}": np.stack([arrays[f"actor{j}"][-1] for arrays in trained]) for j in range(6)}
         facts = [json.loads(str(arrays["facts"])) for arrays in trained]
         teams = [{k: team[k] for k in ("expert_score", "training", "torch")} for team in facts]
-        np.savez_compressed(partial, **actors, facts=np.array(json.dumps(dict(env_id=args.env_id, teams=teams))))
+        np.savez_compressed(
+            partial, **actors, facts=np.array(json.dumps(dict(env_id=args.env_id, teams=teams)))
+        )
     scores = ", ".join(f"{team['expert_score']:.1f}" for team in teams)
-    print(f"{path}: scores {scores}, {path.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s", file=sys.stderr)
+    print(
+        f"{path}: scores {scores}, {path.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

@@ -92,7 +92,9 @@ def read_folder(folder: Path, env_id: str) -> tuple[dict[str, np.ndarray], dict]
     )
     if has_states(env_id):
         arrays["states"] = np.empty((episodes, horizon + 1, STATE_DIM), np.float32)
-    bar = tqdm(total=episodes, desc=f"reading {folder}", unit="episode", delay=2, leave=False, file=sys.stderr)
+    bar = tqdm(
+        total=episodes, desc=f"reading {folder}", unit="episode", delay=2, leave=False, file=sys.stderr
+    )
     # "over": a double may be finite and too large for a float32, which is then found not to be finite.
     with bar, np.errstate(over="ignore"):
         for first in range(0, episodes, step := max(1, BLOCK_ROWS // horizon)):
@@ -149,7 +151,9 @@ def open_files(folder: Path, env_id: str) -> dict[tuple[str, int], np.ndarray]:
     names = [f"{name}_{i}.npy" for i in range(num) for name in widths]
     if missing := [name for name in names if not (folder / name).is_file()]:
         listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        inner = next((p.parent for depth in ("*", "*/*") for p in sorted(folder.glob(f"{depth}/obs_0.npy"))), None)
+        inner = next(
+            (p.parent for depth in ("*", "*/*") for p in sorted(folder.glob(f"{depth}/obs_0.npy"))), None
+        )
         hint = f"; did you mean {inner}?" if inner else ""
         raise InputError(
             f"{folder} is not an OMAR folder of {env_id}: it lacks {listed} "
@@ -182,7 +186,9 @@ def open_array(path: Path, width: int | None, env_id: str) -> np.ndarray:
         if path.stat().st_size != array.offset + array.nbytes:
             raise ValueError("it is longer than its header says")
     except Exception as error:  # numpy raises many kinds for damaged files; all mean the same to the user
-        raise InputError(f"cannot read {path} as an array (truncated, damaged or foreign): {one_line(error)}") from None
+        raise InputError(
+            f"cannot read {path} as an array (truncated, damaged or foreign): {one_line(error)}"
+        ) from None
     kinds = "biuf" if path.name.startswith("dones") else "f"
     if array.dtype.kind not in kinds:
         raise InputError(f"{path} must hold {'floats' if kinds == 'f' else 'numbers'}, not {array.dtype}")
@@ -206,7 +212,9 @@ def read_agent(folder: Path, files: dict, i: int, block: slice, horizon: int) ->
         rows = files[name, i][first * horizon : block.stop * horizon].astype(np.float32)
         part[name] = rows.reshape(-1, horizon, *rows.shape[1:])  # [e, T, ...]
         refuse(folder / f"{name}_{i}.npy", ~np.isfinite(part[name]), first, "is not finite")
-    refuse(folder / f"acs_{i}.npy", np.abs(part["acs"]) > 1 + ACTION_TOLERANCE, first, "is outside of [-1, 1]")
+    refuse(
+        folder / f"acs_{i}.npy", np.abs(part["acs"]) > 1 + ACTION_TOLERANCE, first, "is outside of [-1, 1]"
+    )
     part["acs"] = part["acs"].clip(-1, 1)
     early = part.pop("dones") != 0
     early[:, -1] = False  # there the time limit ends the episode
@@ -288,7 +296,9 @@ def load_prey(path: Path, env_id: str, device="cpu"):
             raise ValueError("a parameter is not finite, or a variance negative")
     except Exception as error:  # torch, zipfile and pickle raise many kinds for damaged files
         reason = f"{type(error).__name__}: {one_line(error)}"
-        raise InputError(f"cannot read {path} as the prey of {env_id} (damaged or foreign): {reason}") from None
+        raise InputError(
+            f"cannot read {path} as the prey of {env_id} (damaged or foreign): {reason}"
+        ) from None
     *norm, w1, b1, w2, b2, w3, b3 = (p.to(device) for p in params)
 
     @torch.no_grad()
@@ -362,7 +372,9 @@ def write_folder(folder: Path, dataset, prey: list[torch.Tensor] | None = None) 
     partial = None
     try:
         with atomic(folder) as partial:
-            shutil.rmtree(partial, ignore_errors=True)  # a killed export's with our process id: in containers often
+            shutil.rmtree(
+                partial, ignore_errors=True
+            )  # a killed export's with our process id: in containers often
             partial.mkdir()
             for i in range(dataset.actions.shape[2]):
                 per_agent = dict(
@@ -402,8 +414,8 @@ class Args:
 
 
 def main(argv=None) -> None:
-    from data.behaviour import load_policies  # here, because data.datasets imports this module
-    from data.datasets import load_dataset
+    from data.datasets import load_dataset  # here, because data.datasets imports this module
+    from envs.shipped import load_policies
 
     args = parse(Args, argv, description=__doc__)
     check_choice("env-id", args.env_id, SHAPES)

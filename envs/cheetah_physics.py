@@ -1,6 +1,6 @@
 """The physics of HalfCheetah worlds in MuJoCo. It needs no torch, so that worker processes start quickly.
 
-python -m envs.cheetah_physics FD WORLDS START STOP      # one of envs.half_cheetah's workers, started by it alone
+python envs/cheetah_physics.py FD WORLDS START STOP      # one of envs.half_cheetah's workers, started by it alone
 """
 
 import importlib.util
@@ -13,7 +13,11 @@ import mujoco
 import numpy as np
 
 FRAME_SKIP = 5  # simulator steps in a step of the environment, HalfCheetah-v5's
-POSITIONS, VELOCITIES, NUM_TORQUES = slice(1, 10), slice(10, 19), 6  # places in a world's row; the time is the first
+POSITIONS, VELOCITIES, NUM_TORQUES = (
+    slice(1, 10),
+    slice(10, 19),
+    6,
+)  # places in a world's row; the time is the first
 ROW = 28 + NUM_TORQUES  # time, 9 positions, 9 velocities, the solver's 9 accelerations; then the torques
 
 
@@ -25,7 +29,9 @@ class Physics:
         self.rows = np.frombuffer(mmap.mmap(file, num_worlds * ROW * 8)).reshape(num_worlds, ROW)
         # gymnasium's own model, found without importing gymnasium, which takes long
         package = Path(importlib.util.find_spec("gymnasium").origin).parent
-        self.model = mujoco.MjModel.from_xml_path(str(package / "envs" / "mujoco" / "assets" / "half_cheetah.xml"))
+        self.model = mujoco.MjModel.from_xml_path(
+            str(package / "envs" / "mujoco" / "assets" / "half_cheetah.xml")
+        )
         self.data = mujoco.MjData(self.model)  # one simulator, which takes up each world in turn
         self.spec = mujoco.mjtState.mjSTATE_FULLPHYSICS | mujoco.mjtState.mjSTATE_WARMSTART
 

@@ -1,7 +1,5 @@
 """Batched HalfCheetah 2x3 of multi-agent MuJoCo: two agents, the back and the front leg, with three joints each.
 
-    python -m envs.half_cheetah        # measures its speed here
-
 The numbers are those of gymnasium-robotics' `mamujoco_v1.parallel_env("HalfCheetah", "2x3", agent_obsk=0,
 global_categories=())`, that is, of gymnasium's HalfCheetah-v5; the tests compare the two step by step. Worlds are
 shared out over processes; which process steps a world, and beside which others, changes nothing in it.
@@ -24,6 +22,9 @@ import torch
 from envs.cheetah_physics import FRAME_SKIP, NUM_TORQUES, POSITIONS, ROW, VELOCITIES, Physics
 from utils.errors import InputError
 
+PROGRAM = Path(__file__).with_name(
+    "cheetah_physics.py"
+)  # as a file: as a module, it would import torch with envs
 ENV_ID = "HalfCheetah-2x3"
 HORIZON = 1000  # steps per episode; a time limit, never a terminal state
 RESET_NOISE = 0.1
@@ -117,7 +118,9 @@ class HalfCheetah:
         """
         shape = (self.num_worlds, self.num_learners, self.action_dim)
         if tuple(actions.shape) != shape or not actions.is_floating_point():
-            raise InputError(f"actions must be floats of shape {shape}, got {actions.dtype} {tuple(actions.shape)}")
+            raise InputError(
+                f"actions must be floats of shape {shape}, got {actions.dtype} {tuple(actions.shape)}"
+            )
         if not actions.isfinite().all():
             raise InputError("actions must be finite")
         if not self._end_workers.alive:
@@ -134,7 +137,9 @@ class HalfCheetah:
         except BaseException as error:  # an interrupt too: the workers may be in the middle of a step
             self.close()
             if isinstance(error, BrokenPipeError):
-                raise RuntimeError("a HalfCheetah worker process ended unexpectedly; the worlds are closed") from None
+                raise RuntimeError(
+                    "a HalfCheetah worker process ended unexpectedly; the worlds are closed"
+                ) from None
             raise
         speed = (self._positions[:, 0] - before) / self._seconds
         rewards = speed - CONTROL_COST * np.square(self._torques).sum(1)
@@ -152,14 +157,13 @@ def start_worker(file: int, num_worlds: int, start: int, stop: int) -> subproces
     It is a program of its own rather than a fork or multiprocessing's child: those copy torch's locked threads, or
     import the caller's script, torch and all. In its own session no Ctrl-C reaches it.
     """
-    command = [sys.executable, "-m", "envs.cheetah_physics", *map(str, (file, num_worlds, start, stop))]
+    command = [sys.executable, PROGRAM, *map(str, (file, num_worlds, start, stop))]
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,
         pass_fds=[file],
-        cwd=Path(__file__).parent.parent,
         start_new_session=True,
     )
 
@@ -187,12 +191,3 @@ def measure_speed(processes: int, num_worlds: int = 256, steps: int = 200) -> fl
     seconds = time.perf_counter() - start
     worlds.close()
     return num_worlds * steps / seconds
-
-
-def main() -> None:
-    for processes in sorted({1, os.cpu_count()}):
-        print(f"{processes} processes: {measure_speed(processes):,.0f} world-steps/s")
-
-
-if __name__ == "__main__":
-    main()

@@ -38,7 +38,9 @@ OBSTACLE, FOOD, FOREST = (0.2, True), (0.03, False), (0.3, False)
 TASKS = {
     "simple_spread": Task((0.15, 5.0, INF), None, ((0.05, False),) * 3, 1.0),
     "simple_tag": Task((0.075, 9.0, 1.0), (0.05, 16.0, 1.3), (OBSTACLE,) * 2, 0.9, 10.0, 1.0),
-    "simple_world": Task((0.075, 9.0, 1.0), (0.045, 16.0, 1.3), (OBSTACLE, FOOD, FOOD, FOREST, FOREST), 0.9, 5.0, 2.0),
+    "simple_world": Task(
+        (0.075, 9.0, 1.0), (0.045, 16.0, 1.3), (OBSTACLE, FOOD, FOOD, FOREST, FOREST), 0.9, 5.0, 2.0
+    ),
 }
 FOODS, FORESTS = slice(1, 3), slice(3, 5)  # places in simple_world's landmarks
 ENV_IDS, ACTION_KINDS = tuple(TASKS), ("discrete", "continuous")
@@ -76,7 +78,9 @@ class Worlds:
         check_choice("env-id", env_id, ENV_IDS)
         check_choice("action kind", action_kind, ACTION_KINDS)
         if num_agents != 3 and not (env_id == "simple_spread" and 3 <= num_agents <= 10):
-            raise InputError(f"{env_id} has {'3 to 10' if env_id == 'simple_spread' else '3'} agents, not {num_agents}")
+            raise InputError(
+                f"{env_id} has {'3 to 10' if env_id == 'simple_spread' else '3'} agents, not {num_agents}"
+            )
         self.env_id, self.action_kind, self.prey = env_id, action_kind, prey
         self.num_worlds, self.num_learners, self.horizon = num_worlds, num_agents, HORIZON
         self.device, self.dtype = torch.device(device), dtype
@@ -142,7 +146,9 @@ class Worlds:
         elif which.start < self.num_learners:
             parts.append(self.velocity[:, -1:].expand_as(position))  # predators see the prey's velocity
         if self.env_id == "simple_world":
-            inside = landmarks[:, :, FORESTS].norm(dim=-1) < self.size[which, None] + self.landmark_size[FORESTS]
+            inside = (
+                landmarks[:, :, FORESTS].norm(dim=-1) < self.size[which, None] + self.landmark_size[FORESTS]
+            )
             parts.append(2 * inside.to(self.dtype) - 1)
         return torch.cat(parts, dim=-1)
 
@@ -183,7 +189,9 @@ class Worlds:
         """Soft contacts of every body with every solid, [W, P, 2]; zero to rounding when far apart."""
         solids = torch.cat([self.position, self.landmarks[:, self.solid_landmarks]], dim=1)
         delta = self.position.unsqueeze(2) - solids.unsqueeze(1)  # [W, P, solids, 2]
-        distance = delta.norm(dim=-1) + self.is_self  # 1 to oneself, where delta is 0: no force, no division by 0
+        distance = (
+            delta.norm(dim=-1) + self.is_self
+        )  # 1 to oneself, where delta is 0: no force, no division by 0
         overlap = (self.contact_distance - distance) / CONTACT_MARGIN
         penetration = torch.logaddexp(overlap, torch.zeros_like(overlap)) * CONTACT_MARGIN
         return (delta * (CONTACT_FORCE * penetration * (1 - self.is_self) / distance).unsqueeze(-1)).sum(2)

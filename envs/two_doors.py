@@ -71,7 +71,9 @@ class TwoDoors:
         """
         shape = (self.num_worlds, NUM_AGENTS)
         if tuple(actions.shape) != shape or actions.is_floating_point():
-            raise InputError(f"discrete actions must have shape {shape}, got {actions.dtype} {tuple(actions.shape)}")
+            raise InputError(
+                f"discrete actions must have shape {shape}, got {actions.dtype} {tuple(actions.shape)}"
+            )
         cells = (self.cells + self.moves[actions]).clamp(-DOOR, DOOR)
         draws = torch.rand(self.num_worlds // self.copies, generator=self.generator, device=self.device)
         gust = draws.repeat(self.copies) < GUST  # [W]
@@ -85,7 +87,9 @@ def backward_induction(weigh) -> float:
     states = np.array(list(itertools.product(range(-DOOR, DOOR + 1), repeat=NUM_AGENTS)))  # [Z, N]
     moves = np.array(list(itertools.product((-1, 0, 1), repeat=NUM_AGENTS)))  # [M, N]
     reached = (states[:, None] + moves).clip(-DOOR, DOOR)  # [Z, M, N]
-    place = np.ravel_multi_index(tuple((reached + DOOR).transpose(2, 0, 1)), (2 * DOOR + 1,) * NUM_AGENTS)  # [Z, M]
+    place = np.ravel_multi_index(
+        tuple((reached + DOOR).transpose(2, 0, 1)), (2 * DOOR + 1,) * NUM_AGENTS
+    )  # [Z, M]
     start = len(states) // 2  # the state in the middle: all on cell 0
     rewards = (np.abs(states.sum(1)) == DOOR * NUM_AGENTS).astype(float)
     values = np.zeros(len(states))  # of what is left of the episode
