@@ -5,6 +5,8 @@ import io
 import itertools
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from utils.errors import InputError
+from utils.errors import InputError, check_choice
 
 
 def say(text: str) -> None:
@@ -22,16 +24,25 @@ def say(text: str) -> None:
 
 def current_commit() -> str:
     """The commit that runs, marked -dirty if tracked files differ from it; "unknown" outside a git clone."""
-    top = Path(__file__).parent.parent
+    command, top = ["git", "describe", "--always", "--dirty"], Path(__file__).parent.parent
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=top, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=top, capture_output=True, text=True)
     except OSError:  # no git
         return "unknown"
     return done.stdout.strip() or "unknown"
 
 
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one printable line of bounded length."""
+    text = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    return "".join(c if c.isprintable() else "?" for c in text)[:300] or type(error).__name__
+
+
+# --------------------------------------------------------------------------------------------- command lines
+
+
 def parse(args_class, argv=None, default=None, description=None):
-    """tyro.cli, with its boxed complaints turned into a one-line InputError. --help prints and exits as usual."""
+    """tyro.cli, with its boxed complaints turned into an InputError of one line. --help prints and exits."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -39,51 +50,102 @@ def parse(args_class, argv=None, default=None, description=None):
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-    raise InputError(condense(said.getvalue()) or "the command line is wrong; try --help")
+    said = condense(said.getvalue())
+    wrong = re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", said)
+    if wrong:
+        value, flag, choices = wrong.groups()
+        check_choice(flag, value, re.findall("'(.*?)'", choices))
+    raise InputError(said or "the command line is wrong; try --help")
 
 
 def condense(box: str) -> str:
     """One line from tyro's box: its first paragraph, and the names of the flags that it suggests."""
     lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    sections = [[]]  # the box without Unicode has its title in the first one
-    for line in lines:
-        if re.fullmatch(r"[╭╰].*|[─-]{5,}", line):
-            sections.append([])
-        else:
-            sections[-1].append(line)
-    said, *hints = [section for section in sections[1:] if any(section)] or [[]]
-    said = " ".join(itertools.takewhile(bool, said))
-    near = [line.split()[0] for hint in hints if hint[0].startswith("Perhaps") for line in hint if line[:2] == "--"]
-    return " ".join(f"{said}; did you mean {' or '.join(near)}?".split()) if near else " ".join(said.split())
-
-
-@contextlib.contextmanager
-def atomic(path: Path):
-    """A temporary name beside `path` to write to; renamed to `path` at the end, removed if anything goes wrong.
-
-    Raises InputError, in one line, where the file cannot be written.
-    """
-    path = Path(path)
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        reason = " ".join((error.strerror or str(error)).split())
-        raise InputError(f"cannot write {path}: {reason}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    borders = [i for i, line in enumerate(lines) if re.fullmatch(r"[╭╰].*|[─-]{5,}", line)]
+    if len(borders) < 2:
+        return ""
+    said = " ".join(itertools.takewhile(bool, lines[borders[0] + 1 : borders[1]]))
+    near = [line.split()[0] for line in lines if re.match("--(?!-|help)", line)]
+    return f"{said}; did you mean {' or '.join(near)}?" if "Perhaps you meant:" in lines else said
 
 
 def run_script(name: str, main) -> None:
-    """Run `main`; bad input ends with one line on stderr and status 2, an interrupt with status 130."""
+    """Run `main`. Bad input and failed reads and writes end with one line on stderr and status 2, an
+    interrupt with status 130. Where the reader of our output has gone, as `head` does, nothing is said."""
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what stdout could not take, it need not try again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            place = f"{error.filename}: " if error.filename else ""
+            print(f"{name}: error: {place}{one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+# -------------------------------------------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str):
+    """Whatever goes wrong while the file is read becomes an InputError of one line: readers raise many kinds
+    of exceptions for damaged files, which all mean the same to the user."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"cannot read {path} as {what} (truncated, damaged or foreign): {said}") from None
+
+
+@contextlib.contextmanager
+def atomic(path: Path):
+    """A temporary name beside `path` for a file or a folder to write; renamed to `path` at the end, removed
+    if anything goes wrong. What processes that were killed have left there is removed too.
+
+    Raises InputError, in one line, where it cannot be written.
+    """
+    path = Path(path)
+    start, end = f"{path.stem}.{socket.gethostname()}-", f".partial{path.suffix}"
+    partial = path.with_name(f"{start}{os.getpid()}{end}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for other in path.parent.iterdir():
+            pid = other.name.removeprefix(start).removesuffix(end)
+            if other.name == f"{start}{pid}{end}" and pid.isdigit() and not other_runs(int(pid)):
+                remove(other)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {one_line(error)}") from None
+    finally:
+        remove(partial)
+
+
+def other_runs(pid: int) -> bool:
+    """Whether another process of this number runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return pid != os.getpid()
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it can be."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
