@@ -1,17 +1,16 @@
-"""Behaviour policies: multi-agent PPO on the batched worlds, and the rollouts the datasets are made of.
+"""Behaviour policies by multi-agent PPO on the batched worlds: who plays when datasets are simulated.
 
     python -m data.behaviour --env-id simple_tag        # retrains what envs/policies/ ships, in minutes
     python -m data.behaviour --env-id HalfCheetah-2x3 --action-kind continuous
 
-Each learner has its own actor on its own observation, a softmax for discrete actions (`Softmax`) and a Gaussian for
-forces and torques (`Gaussian`); one central value function sees the team's observations, in HalfCheetah the simulator's
-state, and predicts each member's own return (MAPPO, Yu et al. 2022). In simple_tag and simple_world a prey is first
-trained in self-play against such a team and frozen; it acts greedily, so it is a deterministic part of the environment.
-The predators that make the datasets are then trained from scratch against it. Because PPO is on-policy, rolling out the
+Each learner has its own actor (envs/shipped.py); one central value function sees the team's observations, in
+HalfCheetah the simulator's state, and predicts each member's own return (MAPPO, Yu et al. 2022). In
+simple_tag and simple_world a prey is first trained in self-play against such a team and frozen. The predators
+that make the datasets are then trained from scratch against it. Because PPO is on-policy, rolling out the
 saved iterates again is a fresh sample of its replay buffer.
 
-Array letters: N agents of a team, W worlds, T steps, O observation numbers, A discrete actions or numbers of an action,
-S numbers that the value function sees.
+Array letters: N agents of a team, P bodies of a world, W worlds, T steps, O observation numbers, A discrete
+actions or numbers of an action, S numbers that the value function sees.
 """
 
 import json
@@ -19,6 +18,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,39 +27,32 @@ from tqdm import tqdm
 
 from envs.half_cheetah import HalfCheetah
 from envs.particles import ENV_IDS, HORIZON, WITH_PREY, Worlds
-from envs.shipped import (  # noqa: F401  some of these names are still imported from here
-    CONTINUOUS_ENV_IDS,
+from envs.shipped import (  # noqa: F401  experiments/pictures.py imports them from here
     HIDDEN,
     POLICY,
     POLICY_DIR,
-    Gaussian,
-    Policies,
     Softmax,
-    action_dim,
     check_task,
     greedy,
     init_mlp,
     load_policies,
     mlp,
-    policy_file,
     rollout,
 )
 from utils.errors import InputError
-from utils.files import atomic, parse, run_script
+from utils.files import atomic, parse, run_script, say
 
 MEDIUM_SHARE = 0.4  # the medium policy is the iterate nearest to this share of the way from random to expert
-SCORE_EPISODES = (
-    20_000  # behind the shipped random and expert scores; fewer, of as many steps in all, in HalfCheetah
-)
+SCORE_EPISODES = 20_000  # behind the shipped scores; fewer, of as many steps in all, in HalfCheetah
 
 
 @dataclass(frozen=True)
 class Args:
     """Settings of one training run; the defaults, here and in SETTINGS, made the shipped policies."""
 
-    env_id: str = "simple_spread"
-    """simple_spread, simple_tag, simple_world or, with continuous actions, HalfCheetah-2x3"""
-    action_kind: str = "discrete"
+    env_id: Literal["simple_spread", "simple_tag", "simple_world", "HalfCheetah-2x3"] = "simple_spread"
+    """the task; HalfCheetah-2x3 has continuous actions only"""
+    action_kind: Literal["discrete", "continuous"] = "discrete"
     """discrete, or continuous: forces in the particle worlds, torques in HalfCheetah"""
     seed: int = 1
     """fixes networks, worlds and sampling"""
@@ -86,19 +79,16 @@ class Args:
     reward_scale: float = 0.1
     """rewards are multiplied by this for learning"""
     value_iterations: int = 0
-    """iterations before these in which only the value function learns, so that its first errors move no actor"""
+    """iterations before these in which only the value function learns: its first errors move no actor"""
     kept_iterates: int = 100
     """at most so many of the iterates up to the medium one are kept, evenly spaced"""
     out: Path = POLICY_DIR
     """folder of the policy files"""
 
 
-# Where a task's settings differ from the defaults above.
 FORCES = dict(value_iterations=12, kept_iterates=80)
-SETTINGS = {
-    ("simple_spread", "continuous"): FORCES,
-    ("simple_tag", "continuous"): FORCES,
-    ("simple_world", "continuous"): FORCES,
+SETTINGS = {  # where a task's differ from the defaults above
+    **{(env_id, "continuous"): FORCES for env_id in ENV_IDS},
     ("HalfCheetah-2x3", "continuous"): dict(
         iterations=300,
         value_iterations=2,
@@ -126,18 +116,14 @@ class Team:
     def __init__(self, worlds, bodies: range, args: Args, generator: torch.Generator):
         self.bodies, self.policy = bodies, POLICY[args.action_kind]
         obs_dim = worlds.observe(bodies[0]).shape[-1]
-        self.obs_mean, self.obs_std = (
-            torch.zeros(len(bodies), 1, obs_dim),
-            torch.ones(len(bodies), 1, obs_dim),
-        )
-        if isinstance(
-            worlds, HalfCheetah
-        ):  # its velocities are tens of times its angles: learn on standard scores
+        self.obs_mean = torch.zeros(len(bodies), 1, obs_dim)
+        self.obs_std = torch.ones_like(self.obs_mean)
+        if hasattr(worlds, "state"):  # HalfCheetah's velocities are tens of times its angles: standard scores
             log = rollout(worlds, None, generator)
             obs, states = log["observations"].flatten(0, 1), log["states"].flatten(0, 1)  # [W * (T + 1), ...]
             self.obs_mean, self.obs_std = obs.mean(0).unsqueeze(1), obs.std(0).unsqueeze(1)
             self.state_mean, self.state_std = states.mean(0), states.std(0)
-        self.actor = self.policy.init(len(bodies), obs_dim, action_dim(worlds), generator)
+        self.actor = self.policy.init(len(bodies), obs_dim, worlds.action_dim, generator)
         view_dim = self.view(worlds, self.observe(worlds)).shape[-1]
         self.critic = init_mlp(1, (view_dim, 2 * HIDDEN, 2 * HIDDEN, len(bodies)), generator)
         for p in self.actor + self.critic:
@@ -149,8 +135,8 @@ class Team:
         return (torch.stack([worlds.observe(i) for i in self.bodies]) - self.obs_mean) / self.obs_std
 
     def view(self, worlds, obs: torch.Tensor) -> torch.Tensor:
-        """What the value function sees [W, S]: the simulator's state in HalfCheetah, else the team's obs [N, W, O]."""
-        if isinstance(worlds, HalfCheetah):
+        """What the value function sees [W, S]: HalfCheetah's state, else the team's obs [N, W, O]."""
+        if hasattr(worlds, "state"):
             return (worlds.state() - self.state_mean) / self.state_std
         return obs.transpose(0, 1).flatten(1)
 
@@ -165,14 +151,12 @@ class Team:
         weight = weight / self.obs_std.transpose(1, 2)  # [N, O, H]
         return [weight, bias - self.obs_mean @ weight, *rest]
 
-    def update(
-        self, obs, views, actions, log_probs, rewards, args: Args, remaining: float, generator
-    ) -> None:
-        """One PPO iteration on obs [T, N, W, O], views [T + 1, W, S], actions [T, N, W] or [T, N, W, A], log_probs
-        and rewards [T, N, W].
+    def update(self, obs, views, actions, log_probs, rewards, args: Args, remaining, generator) -> None:
+        """One PPO iteration on obs [T, N, W, O], views [T + 1, W, S], actions [T, N, W] or [T, N, W, A],
+        log_probs and rewards [T, N, W].
 
-        remaining: the share of training still ahead, 1 to 0, which scales learning rate and entropy bonus; above 1 only
-        the value function learns.
+        remaining: the share of training still ahead, 1 to 0, which scales learning rate and entropy bonus;
+        above 1 only the value function learns.
         """
         steps, num, width = rewards.shape
         with torch.no_grad():
@@ -199,10 +183,7 @@ class Team:
                     loss = loss - (gain + args.entropy_coef * remaining * entropy).mean(1).sum()
                 self.optimizer.zero_grad()
                 loss.backward()
-                for params in (
-                    self.actor,
-                    self.critic,
-                ):  # apart, so that value errors do not silence the actors
+                for params in (self.actor, self.critic):  # apart: value errors do not silence the actors
                     torch.nn.utils.clip_grad_norm_(params, 0.5)
                 self.optimizer.step()
 
@@ -211,8 +192,8 @@ class Team:
 def collect(worlds, teams: list[Team], generator) -> tuple[list, torch.Tensor]:
     """One episode in every world, all bodies played by `teams` in order (or the last one by worlds.prey).
 
-    Returns per team (obs [T, N, W, O], views [T + 1, W, S], actions [T, N, W] or [T, N, W, A], log_probs [T, N, W])
-    and the rewards [T, W, P].
+    Returns per team (obs [T, N, W, O], views [T + 1, W, S], actions [T, N, W] or [T, N, W, A],
+    log_probs [T, N, W]) and the rewards [T, W, P].
     """
     worlds.reset()
     logs, rewards = [([], [], [], []) for _ in teams], []
@@ -233,8 +214,8 @@ def collect(worlds, teams: list[Team], generator) -> tuple[list, torch.Tensor]:
 
 
 def train(worlds, teams: list[Team], iterations: int, args: Args, generator, title: str) -> list:
-    """Train all teams together; returns the first team's actors before each iteration and after the last, with
-    the mean return of each: [(return, parameters)]. The last return is NaN: nothing has been played by it yet."""
+    """Train all teams together; returns the first team's actors before each iteration and after the last, as
+    [(mean return, parameters)]. The last return is NaN: that team has played nothing yet."""
     iterates = []
     bar = tqdm(range(-args.value_iterations, iterations), desc=title, file=sys.stderr, mininterval=1.0)
     for i in bar:
@@ -285,7 +266,7 @@ def train_behaviour(args: Args) -> dict[str, np.ndarray]:
     random_score = score(judge, None, args.seed + 4)
     expert_score = score(judge, half(iterates[-1][1]), args.seed + 4)
     target = random_score + MEDIUM_SHARE * (expert_score - random_score)
-    # A training return is that of few episodes, so noisy: among the iterates that look nearest, many episodes choose.
+    # A training return is that of few episodes, so noisy: many choose among the iterates that look nearest.
     nearest = sorted(range(len(iterates) - 1), key=lambda i: abs(iterates[i][0] - target))[:5]
     judged = {i: score(judge, half(iterates[i][1]), args.seed + 4) for i in nearest}
     medium = min(judged, key=lambda i: abs(judged[i] - target))
@@ -309,27 +290,21 @@ def train_behaviour(args: Args) -> dict[str, np.ndarray]:
     return arrays | {"facts": np.array(json.dumps(facts))}
 
 
-def main() -> None:
-    task = parse(Args, description=__doc__)
-    args = parse(Args, default=default_args(task.env_id, task.action_kind))
+def main(argv=None) -> None:
+    task = parse(Args, argv, description=__doc__)
+    args = parse(Args, argv, default=default_args(task.env_id, task.action_kind))
     for name, value in asdict(args).items():
         least = 0 if name == "value_iterations" else 1
         if type(value) is int and name != "seed" and value < least:
             raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
     start = time.time()
     path = args.out / f"{args.env_id}-{args.action_kind}.npz"
-    with atomic(
-        path
-    ) as partial:  # around the training too: a folder that cannot be made is found out before it
+    with atomic(path) as partial:  # around the training too: first it is seen whether the folder can be made
         arrays = train_behaviour(args)
         np.savez_compressed(partial, **arrays)
     facts = json.loads(str(arrays["facts"]))
-    print(
-        f"{path}: random {facts['random_score']:.1f}, medium {facts['medium_score']:.1f} (iterate "
-        f"{facts['medium_iterate']}), expert {facts['expert_score']:.1f}, {path.stat().st_size / 1e6:.1f} MB, "
-        f"{time.time() - start:.0f} s",
-        file=sys.stderr,
-    )
+    scores = ", ".join(f"{name} {facts[f'{name}_score']:.1f}" for name in ("random", "medium", "expert"))
+    say(f"{path}: {scores}, {path.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s")
 
 
 if __name__ == "__main__":

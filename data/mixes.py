@@ -1,20 +1,22 @@
-"""Coordination in the data: mixtures of teams with different conventions, and how much logged actions depend on one
-another.
+"""Coordination in the data: mixtures of teams with different conventions, and how much logged actions depend
+on one another.
 
     python spacql.py --dataset mix:teams=3,unit=step,share=0.5,noise=0.1 --cql-alpha 2
     python -m data.mixes --env-id simple_spread     # retrains the teams that envs/policies/ ships, in minutes
 
-A mix (`Mix`) lets m independently trained expert teams act in turn. At each step, or once per episode (unit), with
-probability `share` one team is drawn and all agents act as its members; otherwise every agent draws a team of its own.
-With unit=step each agent's own action has the same distribution, given the state, whatever the share: the share is a
-dial of dependence alone. At 0 the actions are independent given the state; at 1 they are as dependent as m conventions
-can make them. With probability `noise` an agent's action is a uniform one instead, at each step anew.
+A mix (`Mix`) lets m independently trained expert teams act in turn. At each step, or once per episode (unit),
+with probability `share` one team is drawn and all agents act as its members; otherwise every agent draws a
+team of its own. With unit=step each agent's own action has the same distribution, given the state, whatever
+the share: the share is a dial of dependence alone. At 0 the actions are independent given the state; at 1
+they are as dependent as m conventions can make them. With probability `noise` an agent's action is a uniform
+one instead, at each step anew.
 
-`measure_dependence` estimates the mean over agents of the conditional mutual information I(a_i ; a_-i | s), in nats:
-what the others' actions tell of an agent's action when the state is known already. It is 0 for factorised behaviour.
+`measure_dependence` estimates the mean over agents of the conditional mutual information I(a_i ; a_-i | s),
+in nats: what the others' actions tell of an agent's action when the state is known already. It is 0 for
+factorised behaviour.
 
-Array letters: M teams, E episodes, T steps, N agents, W worlds, O observation numbers, A numbers of an action, D state
-numbers, L latent classes.
+Array letters: M teams, E episodes, T steps, N agents, W worlds, O observation numbers, A numbers of an
+action, D state numbers, L latent classes.
 """
 
 import functools
@@ -22,10 +24,10 @@ import itertools
 import json
 import math
 import re
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,9 +35,9 @@ import torch
 from data.behaviour import default_args, train_behaviour
 from envs import two_doors
 from envs.particles import NUM_ACTIONS
-from envs.shipped import POLICY_DIR, Softmax, init_mlp, load_policies, mlp
-from utils.errors import InputError, check_choice
-from utils.files import atomic, parse, run_script
+from envs.shipped import POLICY_DIR, Softmax, init_mlp, load_policies, mlp, read_networks
+from utils.errors import InputError
+from utils.files import atomic, parse, reading, run_script, say
 
 # ------------------------------------------------------------------------------------------------ mixed teams
 
@@ -65,7 +67,7 @@ def is_mix(dataset: str) -> bool:
 
 
 def parse_mix(text: str, env_id: str) -> Mix:
-    """The mix that a --dataset like mix:teams=3,unit=step,share=0.5,noise=0.1 asks for; all keys have defaults.
+    """The mix that a --dataset like mix:teams=3,unit=step,share=0.5,noise=0.1 asks for; keys have defaults.
 
     Raises InputError where the task has no teams, and for what is not such a text.
     """
@@ -78,9 +80,8 @@ def parse_mix(text: str, env_id: str) -> Mix:
     keys = [key for key, _, _ in pairs]
     for key, equals, value in pairs:
         if key not in values or not equals:
-            raise InputError(
-                f"--dataset mix: expected KEY=VALUE,... with keys {', '.join(values)}, not {given!r}"
-            )
+            keys = ", ".join(values)
+            raise InputError(f"--dataset mix: expected KEY=VALUE,... with keys {keys}, not {given!r}")
         if keys.count(key) > 1:
             raise InputError(f"--dataset mix: {key} is given twice")
         values[key] = value
@@ -88,17 +89,17 @@ def parse_mix(text: str, env_id: str) -> Mix:
         raise InputError(f"--dataset mix: teams must be 1 to {most} for {env_id}, not {values['teams']!r}")
     if values["unit"] not in UNITS:
         raise InputError(f"--dataset mix: unit must be {' or '.join(UNITS)}, not {values['unit']!r}")
+    shares = {}
     for key in ("share", "noise"):
         number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", values[key], re.ASCII)
-        values[key] = float(values[key]) + 0.0 if number else math.nan  # -0 becomes 0
-        if not 0 <= values[key] <= 1:
-            said = next(value for other, _, value in pairs if other == key)
-            raise InputError(f"--dataset mix: {key} must be a number from 0 to 1, not {said!r}")
-    return Mix(int(values["teams"]), values["unit"], values["share"], values["noise"])
+        shares[key] = float(values[key]) + 0.0 if number else math.nan  # -0 becomes 0
+        if not 0 <= shares[key] <= 1:
+            raise InputError(f"--dataset mix: {key} must be a number from 0 to 1, not {values[key]!r}")
+    return Mix(int(values["teams"]), values["unit"], **shares)
 
 
 def draw_teams(mix: Mix, shape: tuple[int, int], generator) -> torch.Tensor:
-    """Whose member each agent acts as, indices of teams [W, N]: for a share of the worlds one for all agents."""
+    """Whose member each agent acts as, indices of teams [W, N]: in a share of the worlds one for all."""
     draw = functools.partial(torch.randint, mix.teams, generator=generator, device=generator.device)
     together = torch.rand((shape[0], 1), generator=generator, device=generator.device) < mix.share
     return torch.where(together, draw((shape[0], 1)), draw(shape))
@@ -124,8 +125,8 @@ class MixedTeams:
 
 
 def teams_file(env_id: str, folder: Path = POLICY_DIR) -> Path:
-    """Where the teams of a particle world are, but for the first, which is the shipped expert. Raises InputError, with
-    the command that makes them, where there are none."""
+    """Where the teams of a particle world are, but for the first, which is the shipped expert. Raises
+    InputError, with the command that makes them, where there are none."""
     path = Path(folder) / TEAMS_FILE.format(env_id)
     if not path.is_file():
         raise InputError(f"no policy file {path}; make it with: python -m data.mixes --env-id {env_id}")
@@ -141,24 +142,12 @@ def load_teams(env_id: str, folder: Path = POLICY_DIR) -> tuple[list, list[dict]
         walks = {"left": two_doors.LEFT, "right": two_doors.RIGHT}
         return [two_doors.walk(action) for action in walks.values()], [dict(walks=name) for name in walks]
     expert, path = load_policies(env_id), teams_file(env_id, folder)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            layers = [
-                torch.from_numpy(file[f"actor{j}"].astype(np.float32)) for j in range(6)
-            ]  # [M - 1, N, ...]
-            facts = json.loads(str(file["facts"]))
-        if facts["env_id"] != env_id:
-            raise ValueError(f"it holds teams of {facts['env_id']}")
+    with reading(path, f"the teams of {env_id}"):
+        arrays, facts = read_networks(path, env_id)
+        layers = [arrays[f"actor{j}"] for j in range(6)]  # [M - 1, N, ...]
         shapes = [(NUM_TEAMS[env_id] - 1, *layer.shape) for layer in expert.iterates[-1]]
         if [layer.shape for layer in layers] != shapes or len(facts["teams"]) != shapes[0][0]:
             raise ValueError(f"its networks have other shapes than {shapes}")
-        if not all(layer.isfinite().all() for layer in layers):
-            raise ValueError("a parameter is not finite")
-    except (
-        Exception
-    ) as error:  # numpy, zipfile and zlib raise many kinds for damaged files; all mean the same here
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"cannot read policy file {path} (damaged or foreign): {reason}") from None
     actors = [expert.iterates[-1], *([layer[m] for layer in layers] for m in range(len(layers[0])))]
     known = [{k: expert.facts[k] for k in ("expert_score", "training")}, *facts["teams"]]
     return [functools.partial(Softmax.act, actor) for actor in actors], known
@@ -174,22 +163,23 @@ BIN_EDGES = torch.tensor([-1 / 3, 1 / 3])  # of each number of a continuous acti
 
 
 def measure_dependence(dataset, seed: int = 0) -> tuple[float, float, float]:
-    """The mean over agents of I(a_i ; a_-i | s) in nats, at least 0, its standard error over held-out episodes, and the
-    predictability of an agent's actions from the state, 1 - H(a_i | s) / log(number of actions), from 0 to 1.
+    """The mean over agents of I(a_i ; a_-i | s) in nats, at least 0, its standard error over held-out
+    episodes, and the predictability of an agent's actions from the state, 1 - H(a_i | s) / log(number of
+    actions), from 0 to 1.
 
-    dataset: has observations [E, T + 1, N, O] and actions [E, T, N] or [E, T, N, A]; the state is the observations side
-    by side. Each number of a continuous action is put into one of three bins.
-    It is the difference of two held-out cross-entropies: that of a classifier of a_i that sees s, and that of one that
+    dataset: has observations [E, T + 1, N, O] and actions [E, T, N] or [E, T, N, A]; the state is the
+    observations side by side. Each number of a continuous action is put into one of three bins. It is the
+    difference of two held-out cross-entropies: that of a classifier of a_i that sees s, and that of one that
     also sees a_-i. Both are read off one model of the joint action, a mixture of L latent classes,
         p(a | s) = sum_l w_l(s) prod_i p_l,i(a_i | s),
-    as p(a_i | s) and p(a_i | s, a_-i). Which team acts is such a class. (Two free networks learn less from as many
-    transitions.)
+    as p(a_i | s) and p(a_i | s, a_-i). Which team acts is such a class. (Two free networks learn less from as
+    many transitions.)
 
-    Dependence of mixed teams is underestimated; the shipped qualities measure at most 0.006 (results/dependence.csv).
-    But what the model has not learnt of the state can pass for dependence where agents act alike: agents that all play
-    one sharp function of the state, which are independent given it, measure more than 0, and the more so the fewer
-    episodes there are. The standard error does not include this. Of fewer than 8 episodes nothing is said: 0, with an
-    infinite error, and predictability 0.
+    Dependence of mixed teams is underestimated; the shipped qualities measure at most 0.006
+    (results/dependence.csv). But what the model has not learnt of the state can pass for dependence where
+    agents act alike: agents that all play one sharp function of the state, which are independent given it,
+    measure more than 0, and the more so the fewer episodes there are. The standard error does not include
+    this. Of fewer than 8 episodes nothing is said: 0, with an infinite error, and predictability 0.
     """
     states, actions, num_actions = look_at(dataset)
     if len(actions) < 2 * HELD_OUT:
@@ -208,8 +198,8 @@ def measure_dependence(dataset, seed: int = 0) -> tuple[float, float, float]:
 
 
 def look_at(dataset) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """States [E, T, D], standardised, and actions as integers [E, T, N] below the number that is returned third;
-    thinned out evenly to at most MEASURED_EPISODES and MEASURED_ROWS."""
+    """States [E, T, D], standardised, and actions as integers [E, T, N] below the number that is returned
+    third; thinned out evenly to at most MEASURED_EPISODES and MEASURED_ROWS."""
     every = math.ceil(len(dataset.actions) / MEASURED_EPISODES)
     observations, actions = dataset.observations[::every, :-1], dataset.actions[::every]
     every = math.ceil(len(actions) * actions.shape[1] / MEASURED_ROWS)
@@ -218,7 +208,7 @@ def look_at(dataset) -> tuple[torch.Tensor, torch.Tensor, int]:
     states = (states - mean) / torch.where(std < 1e-6, 1.0, std)
     if not actions.is_floating_point():
         return states, actions, NUM_ACTIONS
-    bins = torch.bucketize(actions, BIN_EDGES)  # [E, T, N, A]
+    bins = torch.bucketize(actions.contiguous(), BIN_EDGES)  # [E, T, N, A]
     return states, (bins * 3 ** torch.arange(actions.shape[-1])).sum(-1), 3 ** actions.shape[-1]
 
 
@@ -232,8 +222,9 @@ def log_mixture(model, states, actions) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def fit(states, actions, num_actions: int, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The mixture of the largest likelihood, by Adam with a rate that falls to zero, on states [rows, D] and actions
-    [rows, N]; returns the parameters of the networks of w and of p. The same data and seed give the same model."""
+    """The mixture of the largest likelihood, by Adam with a rate that falls to zero, on states [rows, D] and
+    actions [rows, N]; returns the parameters of the networks of w and of p. The same data and seed give the
+    same model."""
     generator = torch.Generator().manual_seed(seed)
     (rows, dim), num = states.shape, actions.shape[1]
     weights = init_mlp(1, (dim, HIDDEN, CLASSES), generator)
@@ -251,15 +242,16 @@ def fit(states, actions, num_actions: int, seed: int) -> tuple[list[torch.Tensor
     return weights, policies
 
 
-# ------------------------------------------------------------------------------------------- training of teams
+# ------------------------------------------------------------------------------------------- training of
+# teams
 
 
 @dataclass(frozen=True)
 class Args:
     """Settings; the defaults made the shipped teams."""
 
-    env_id: str = "simple_spread"
-    """a particle world that has teams to mix"""
+    env_id: Literal["simple_spread"] = "simple_spread"
+    """the particle world that has teams to mix"""
     seeds: tuple[int, ...] = (4, 5, 2)
     """of the teams beside the shipped expert, whose seed is 1; 2 (as 3) came to the same convention as 1"""
     iterations: int = 500
@@ -272,16 +264,13 @@ class Args:
 
 def main(argv=None) -> None:
     args = parse(Args, argv, description=__doc__)
-    check_choice("env-id", args.env_id, [env_id for env_id in NUM_TEAMS if env_id != two_doors.ENV_ID])
     if len(args.seeds) != NUM_TEAMS[args.env_id] - 1:
         raise InputError(f"--seeds must be {NUM_TEAMS[args.env_id] - 1} numbers, not {len(args.seeds)}")
     if min(args.iterations, args.num_worlds) < 1:
         raise InputError("--iterations and --num-worlds must be at least 1")
     start, path = time.time(), args.out / TEAMS_FILE.format(args.env_id)
     settings = replace(default_args(args.env_id), iterations=args.iterations, num_worlds=args.num_worlds)
-    with atomic(
-        path
-    ) as partial:  # around the training too: a folder that cannot be made is found out before it
+    with atomic(path) as partial:  # around the training too: first it is seen whether the folder can be made
         trained = [train_behaviour(replace(settings, seed=seed)) for seed in args.seeds]
         actors = {f"actor{j}": np.stack([arrays[f"actor{j}"][-1] for arrays in trained]) for j in range(6)}
         facts = [json.loads(str(arrays["facts"])) for arrays in trained]
@@ -290,10 +279,7 @@ def main(argv=None) -> None:
             partial, **actors, facts=np.array(json.dumps(dict(env_id=args.env_id, teams=teams)))
         )
     scores = ", ".join(f"{team['expert_score']:.1f}" for team in teams)
-    print(
-        f"{path}: scores {scores}, {path.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s",
-        file=sys.stderr,
-    )
+    say(f"{path}: scores {scores}, {path.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,27 +1,25 @@
-"""Folders of arrays in the format of OMAR (Pan et al. 2022), which the paper's data come in: read, check and write.
+"""Folders of arrays in the format of OMAR (Pan et al. 2022), which the paper's data come in: read and
+checked.
 
-    python -m data.omar --env-id simple_spread --dataset medium --out exported
-
-writes a dataset of this project for the code of OMAR, CFCQL and their descendants. A folder
-`<env>/<quality>/seed_<0..4>_data/` holds for each learning agent i, with R rows (1,000,000 in the published ones)
+A folder `<env>/<quality>/seed_<0..4>_data/` holds for each learning agent i, with R rows (1,000,000 in the
+published ones)
 
     obs_i.npy, next_obs_i.npy       [R, O]            acs_i.npy                          [R, A], in [-1, 1]
-    rews_i.npy, dones_i.npy         [R] or [R, 1]     states_i.npy, next_states_i.npy    [R, 17], HalfCheetah only
+    rews_i.npy, dones_i.npy         [R] or [R, 1]     states_i.npy, next_states_i.npy    [R, 17] (HalfCheetah)
 
-The rows are whole episodes of T steps, one after the other; rows are counted from 0. The prey of simple_tag and
+The rows are whole episodes of T steps, one after the other; rows are counted from 0. The prey of simple_tag
+and
 simple_world has no rows: it is a network in `pretrained_adv_model.pt`, in the folder `<env>/`.
+`data/export.py` writes such folders.
 
-Array letters: E episodes (e of them in a block), T steps, N learning agents, O observation numbers, A action numbers,
-D state numbers, W worlds, H hidden units.
+Array letters: E episodes (e of them in a block), T steps, N learning agents, O observation numbers, A action
+numbers, D state numbers, W worlds, H hidden units.
 """
 
-import io
 import os
 import re
-import shutil
 import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +29,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from utils.errors import InputError, check_choice
-from utils.files import atomic, parse, run_script, say
+from utils.files import reading
 
 
 class Shape(NamedTuple):
@@ -64,21 +62,23 @@ PREY_FILE = "pretrained_adv_model.pt"
 PREY_LEVELS = 3  # how many folders above the data the prey's file is looked for
 BATCH_NORM_EPS = 1e-5  # torch's default, which OMAR's networks use
 BLOCK_ROWS = 50_000  # rows of one agent in memory at once while they are checked
-# Policies end in tanh and noise is clipped, so actions lie in [-1, 1], but for what scaling them to and fro in floats
-# adds: that is clipped. More means another unit, or actions before the tanh.
+# Policies end in tanh and noise is clipped, so actions lie in [-1, 1], but for what scaling them to and fro
+# in floats adds: that is clipped. More means another unit, or actions before the tanh.
 ACTION_TOLERANCE = 1e-3
-# The next observation of a row and the observation of the row after it are one array written twice, hence equal unless
-# the two files were rounded differently. Rows out of order differ by whole steps, far more than this.
+# The next observation of a row and the observation of the row after it are one array written twice, hence
+# equal unless the two files were rounded differently. Rows out of order differ by whole steps, far more than
+# this.
 SAME = 1e-5
 
 
 def read_folder(folder: Path, env_id: str) -> tuple[dict[str, np.ndarray], dict]:
     """Read and check one folder.
 
-    Returns arrays: observations [E, T + 1, N, O] (the last one is where the episode was cut), actions [E, T, N, A],
-    rewards [E, T, N] and, for HalfCheetah, states [E, T + 1, 17], all float32; and facts, with the published scores
-    and the quality found in the path ("unknown" if it names none). A done at the last step is a time limit.
-    Raises InputError naming the file, and the row where there is one, for whatever does not fit.
+    Returns arrays: observations [E, T + 1, N, O] (the last one is where the episode was cut), actions [E, T,
+    N, A], rewards [E, T, N] and, for HalfCheetah, states [E, T + 1, 17], all float32; and facts, with the
+    published scores and the quality found in the path ("unknown" if it names none). A done at the last step
+    is a time limit. Raises InputError naming the file, and the row where there is one, for whatever does not
+    fit.
     """
     folder = Path(folder)
     check_choice("env-id", env_id, SHAPES)
@@ -138,7 +138,8 @@ def quality_of(folder: Path) -> str:
 def open_files(folder: Path, env_id: str) -> dict[tuple[str, int], np.ndarray]:
     """All files of a folder, memory-mapped: {(name, agent): [R, width], or [R] for rewards and dones}.
 
-    Raises InputError for what the files' headers show: missing, unreadable or foreign files, wrong shapes and types.
+    Raises InputError for what the files' headers show: missing, unreadable or foreign files, wrong shapes and
+    types.
     """
     num, obs_dim, act_dim, horizon = SHAPES[env_id]
     widths = dict(obs=obs_dim, acs=act_dim, rews=None, next_obs=obs_dim, dones=None)
@@ -178,17 +179,13 @@ def open_files(folder: Path, env_id: str) -> dict[tuple[str, int], np.ndarray]:
 
 
 def open_array(path: Path, width: int | None, env_id: str) -> np.ndarray:
-    """A memory-mapped array of `width` columns, or without columns where width is None (one column is dropped)."""
-    try:
+    """A memory-mapped array of `width` columns, or of none where width is None (one column is dropped)."""
+    with reading(path, "an array"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.memmap):
             raise ValueError("it holds several arrays")
         if path.stat().st_size != array.offset + array.nbytes:
             raise ValueError("it is longer than its header says")
-    except Exception as error:  # numpy raises many kinds for damaged files; all mean the same to the user
-        raise InputError(
-            f"cannot read {path} as an array (truncated, damaged or foreign): {one_line(error)}"
-        ) from None
     kinds = "biuf" if path.name.startswith("dones") else "f"
     if array.dtype.kind not in kinds:
         raise InputError(f"{path} must hold {'floats' if kinds == 'f' else 'numbers'}, not {array.dtype}")
@@ -199,14 +196,9 @@ def open_array(path: Path, width: int | None, env_id: str) -> np.ndarray:
     return array[:, 0] if width is None and array.ndim == 2 else array
 
 
-def one_line(error: Exception) -> str:
-    """What an exception says, in one printable line of bounded length."""
-    text = " ".join(str(error).split())
-    return "".join(c if c.isprintable() else "?" for c in text)[:200] or type(error).__name__
-
-
 def read_agent(folder: Path, files: dict, i: int, block: slice, horizon: int) -> dict[str, np.ndarray]:
-    """The episodes `block` of agent i, checked: obs [e, T + 1, O], acs [e, T, A], rews [e, T], states [e, T + 1, D]."""
+    """The episodes `block` of agent i, checked: obs [e, T + 1, O], acs [e, T, A], rews [e, T], states [e, T +
+    1, D]."""
     part, first = {}, block.start
     for name in (name for name, agent in files if agent == i):
         rows = files[name, i][first * horizon : block.stop * horizon].astype(np.float32)
@@ -223,7 +215,7 @@ def read_agent(folder: Path, files: dict, i: int, block: slice, horizon: int) ->
         after = part.pop(f"next_{name}")
         apart = np.zeros(after.shape, bool)
         apart[:, :-1] = differ(after[:, :-1], part[name][:, 1:])
-        what = f"differs from the row after it in {name}_{i}.npy, though both are of one episode of {horizon} rows"
+        what = f"differs from the row after it in {name}_{i}.npy, though both are of one episode of {horizon}"
         refuse(folder / f"next_{name}_{i}.npy", apart, first, what)
         part[name] = np.concatenate([part[name], after[:, -1:]], axis=1)
     return part
@@ -235,7 +227,8 @@ def differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def refuse(path: Path, wrong: np.ndarray, first: int, what: str) -> None:
-    """Raise InputError with the first row of `path` that is wrong: wrong [e, T, ...], from episode `first` on."""
+    """Raise InputError with the first row of `path` that is wrong: wrong [e, T, ...], from episode `first`
+    on."""
     if wrong.any():
         episodes, horizon = wrong.shape[:2]
         row = first * horizon + int(wrong.reshape(episodes * horizon, -1).any(1).argmax())
@@ -246,7 +239,8 @@ def refuse(path: Path, wrong: np.ndarray, first: int, what: str) -> None:
 
 
 def find_prey_file(env_id: str, folder: Path, prey: Path | str | None = None) -> Path:
-    """The file of the prey that `folder` was logged with: `prey` if given, else beside the data or above them.
+    """The file of the prey that `folder` was logged with: `prey` if given, else beside the data or above
+    them.
 
     Raises InputError where the task has no prey, or there is no such file.
     """
@@ -267,19 +261,18 @@ def find_prey_file(env_id: str, folder: Path, prey: Path | str | None = None) ->
 
 
 def load_prey(path: Path, env_id: str, device="cpu"):
-    """The prey of a file as a function for `Worlds(prey=...)`: observations [W, 14 or 22] -> forces [W, 2] in [-1, 1].
+    """The prey of a file as a function for `Worlds(prey=...)`: observations [W, 14 or 22] -> forces [W, 2] in
+    [-1, 1].
 
-    Batch normalisation with the stored statistics, two ReLU layers and a tanh. Raises InputError for damaged or foreign
-    files; nothing in them is executed.
+    Batch normalisation with the stored statistics, two ReLU layers and a tanh. Raises InputError for damaged
+    or foreign files; nothing in them is executed.
     """
     path = Path(path)
     check_choice("env-id of a task with prey", env_id, PREY_DIM)
-    try:
+    with reading(path, f"the prey of {env_id}"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickles that it goes on to refuse
             stored = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(stored, dict):
-            raise ValueError("it holds no dict")
         entries = stored["agent_params"]
         if len(entries) != 4:
             raise ValueError(f"it holds {len(entries)} agents, not 3 predators and a prey")
@@ -294,11 +287,6 @@ def load_prey(path: Path, env_id: str, device="cpu"):
         params = [policy[name].detach().float() for name in shapes]
         if not all(p.isfinite().all() for p in params) or (params[1] < 0).any():
             raise ValueError("a parameter is not finite, or a variance negative")
-    except Exception as error:  # torch, zipfile and pickle raise many kinds for damaged files
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise InputError(
-            f"cannot read {path} as the prey of {env_id} (damaged or foreign): {reason}"
-        ) from None
     *norm, w1, b1, w2, b2, w3, b3 = (p.to(device) for p in params)
 
     @torch.no_grad()
@@ -308,135 +296,3 @@ def load_prey(path: Path, env_id: str, device="cpu"):
         return F.linear(x, w3, b3).tanh().to(obs.dtype)
 
     return prey
-
-
-def write_prey(path: Path, prey: list[torch.Tensor]) -> None:
-    """Write a prey, a ReLU-ReLU-tanh network [1, in, H], [1, 1, H], [1, H, H], ..., [1, 1, 2], as OMAR's file.
-
-    prey: its first six tensors are used (a continuous actor's standard deviation may follow).
-    What OMAR's loader asks for is there: the prey's policy and, because it loads them too, a target policy and critics;
-    the critics are zero. The predators' entries, which that loader and CFCQL's skip, are None rather than networks to
-    be mistaken for trained ones.
-    """
-    dim, hidden = prey[0].shape[1:]
-    sizes = [(dim + 2, hidden), (1, hidden), (hidden, hidden), (1, hidden), (hidden, 1), (1, 1)]
-    policy, critic = state_dict(prey), state_dict([torch.zeros(1, *size) for size in sizes])
-    entry = dict(policy=policy, target_policy=policy, critic=critic, target_critic=critic)
-    dims = dict(num_in_pol=dim, num_out_pol=2, num_in_critic=dim + 2)
-    init_dict = dict(discrete_action=False, hidden_dim=hidden, agent_init_params=[None, None, None, dims])
-    file = io.BytesIO()  # not the path: torch stores a file's name inside it, and ours is temporary
-    torch.save(dict(init_dict=init_dict, agent_params=[None, None, None, entry]), file)
-    with atomic(path) as partial:
-        partial.write_bytes(file.getvalue())
-
-
-def state_dict(layers: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The parameters of one of OMAR's networks from weights [1, in, out] and biases [1, 1, out] of three layers.
-
-    Its batch normalisation does nothing: the stored variance plus eps is exactly 1.
-    """
-    dim = layers[0].shape[1]
-    state = {
-        "in_fn.weight": torch.ones(dim),
-        "in_fn.bias": torch.zeros(dim),
-        "in_fn.running_mean": torch.zeros(dim),
-        "in_fn.running_var": torch.full((dim,), 1 - BATCH_NORM_EPS),
-        "in_fn.num_batches_tracked": torch.tensor(0),
-    }
-    for j in range(3):
-        weight, bias = (p[0].detach().cpu().float() for p in layers[2 * j : 2 * j + 2])
-        state |= {f"fc{j + 1}.weight": weight.T.clone(memory_format=torch.contiguous_format)}
-        state |= {f"fc{j + 1}.bias": bias[0].clone()}
-    return state
-
-
-# ------------------------------------------------------------------------------------------------- export
-
-
-def write_folder(folder: Path, dataset, prey: list[torch.Tensor] | None = None) -> None:
-    """Write a dataset of continuous actions as an OMAR folder, which appears under its name only when complete.
-
-    dataset: has observations [E, T + 1, N, O], actions [E, T, N, A], rewards [E, T, N], states [E, T + 1, D] or None.
-    prey: the network that played the prey, see `write_prey`; it is put beside the arrays.
-    The format has no place for scores: `read_folder` normalises what is written here with the published ones, which
-    belong to OMAR's prey, not to another. Raises InputError where `folder` holds something already or cannot be
-    written, and for discrete actions.
-    """
-    folder = Path(folder)
-    if not dataset.actions.is_floating_point():
-        raise InputError("OMAR's format holds continuous actions only")
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-    if folder.exists():
-        raise InputError(f"{folder} exists already; nothing was written")
-    partial = None
-    try:
-        with atomic(folder) as partial:
-            shutil.rmtree(
-                partial, ignore_errors=True
-            )  # a killed export's with our process id: in containers often
-            partial.mkdir()
-            for i in range(dataset.actions.shape[2]):
-                per_agent = dict(
-                    obs=dataset.observations[:, :-1, i],
-                    acs=dataset.actions[:, :, i],
-                    rews=dataset.rewards[:, :, i],
-                    next_obs=dataset.observations[:, 1:, i],
-                    # Zero, because the tasks end by time limits, through which values bootstrap. Floats, because
-                    # learners compute 1 - dones, which torch refuses for booleans.
-                    dones=torch.zeros_like(dataset.rewards[:, :, i]),
-                )
-                if dataset.states is not None:
-                    per_agent |= dict(states=dataset.states[:, :-1], next_states=dataset.states[:, 1:])
-                for name, values in per_agent.items():
-                    np.save(partial / f"{name}_{i}.npy", values.flatten(0, 1).float().cpu().numpy())
-            if prey is not None:
-                write_prey(partial / PREY_FILE, prey)
-    finally:
-        if partial is not None:  # where all went well it has its name by now
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class Args:
-    env_id: str = "simple_spread"
-    """task: simple_spread, simple_tag, simple_world or HalfCheetah-2x3"""
-    dataset: str = "random"
-    """random, medium-replay, medium or expert (simulated if need be), or the path of an .h5 file"""
-    out: Path = Path("exported")
-    """the folder <env>/<quality>/seed_<data seed>_data is made in here"""
-    dataset_size: int = 1_000_000
-    """transitions, when simulated"""
-    data_seed: int = 0
-    """seed of the simulation"""
-    data_dir: Path = Path("datasets")
-    """where simulated datasets are kept"""
-
-
-def main(argv=None) -> None:
-    from data.datasets import load_dataset  # here, because data.datasets imports this module
-    from envs.shipped import load_policies
-
-    args = parse(Args, argv, description=__doc__)
-    check_choice("env-id", args.env_id, SHAPES)
-    dataset = load_dataset(
-        args.env_id, args.dataset, args.dataset_size, args.data_seed, args.data_dir, action_kind="continuous"
-    )
-    if dataset.facts.get("source") == "omar":
-        raise InputError(f"{args.dataset} is in OMAR's format already")
-    quality, seed = dataset.facts["quality"], dataset.facts.get("seed", args.data_seed)
-    if not re.fullmatch(r"[\w-]+", quality) or not isinstance(seed, int):  # they become names of folders
-        raise InputError(f"{args.dataset}: quality {quality!r} and seed {seed!r} cannot name a folder")
-    prey = load_policies(args.env_id, action_kind="continuous").prey if args.env_id in PREY_DIM else None
-    task = args.out / FOLDER_NAMES.get(args.env_id, args.env_id)
-    folder = task / quality / f"seed_{seed}_data"
-    write_folder(folder, dataset, prey)
-    if prey is not None and (task / PREY_FILE).exists():
-        say(f"{task / PREY_FILE} exists already and was kept; the prey of these data is in {folder}")
-    elif prey is not None:  # here OMAR's own code looks for it
-        write_prey(task / PREY_FILE, prey)
-    print(f"{folder}: {len(dataset.rewards)} episodes of {dataset.rewards.shape[1]} steps")
-
-
-if __name__ == "__main__":
-    run_script("data.omar", main)

@@ -1,6 +1,6 @@
 """The physics of HalfCheetah worlds in MuJoCo. It needs no torch, so that worker processes start quickly.
 
-python envs/cheetah_physics.py FD WORLDS START STOP      # one of envs.half_cheetah's workers, started by it alone
+python envs/cheetah_physics.py FD WORLDS START STOP     # a worker, started by envs.half_cheetah alone
 """
 
 import importlib.util
@@ -13,16 +13,13 @@ import mujoco
 import numpy as np
 
 FRAME_SKIP = 5  # simulator steps in a step of the environment, HalfCheetah-v5's
-POSITIONS, VELOCITIES, NUM_TORQUES = (
-    slice(1, 10),
-    slice(10, 19),
-    6,
-)  # places in a world's row; the time is the first
+POSITIONS, VELOCITIES = slice(1, 10), slice(10, 19)  # places in a world's row; the time is the first
+NUM_TORQUES = 6
 ROW = 28 + NUM_TORQUES  # time, 9 positions, 9 velocities, the solver's 9 accelerations; then the torques
 
 
 class Physics:
-    """Worlds as rows [W, ROW] of float64 in memory that processes share; a row is all that determines the next step."""
+    """Worlds as rows [W, ROW] of float64 in memory that processes share; a row determines the next step."""
 
     def __init__(self, file: int, num_worlds: int):
         """file: descriptor of a file of num_worlds * ROW * 8 bytes."""
@@ -54,7 +51,7 @@ class Physics:
 
 
 def main() -> None:
-    """Step the worlds start .. stop - 1 whenever a byte comes in, and answer with one; end where the parent has."""
+    """Step the worlds start .. stop - 1 for each byte that comes in, answer with one; end with the parent."""
     file, num_worlds, start, stop = map(int, sys.argv[1:])
     physics = Physics(file, num_worlds)
     while os.read(0, 1):

@@ -1,8 +1,9 @@
-"""Batched HalfCheetah 2x3 of multi-agent MuJoCo: two agents, the back and the front leg, with three joints each.
+"""Batched HalfCheetah 2x3 of multi-agent MuJoCo: two agents, the back and the front leg, of three joints
+each.
 
 The numbers are those of gymnasium-robotics' `mamujoco_v1.parallel_env("HalfCheetah", "2x3", agent_obsk=0,
-global_categories=())`, that is, of gymnasium's HalfCheetah-v5; the tests compare the two step by step. Worlds are
-shared out over processes; which process steps a world, and beside which others, changes nothing in it.
+global_categories=())`, that is, of gymnasium's HalfCheetah-v5; the tests compare the two step by step. Worlds
+are shared out over processes; which process steps a world, and beside which others, changes nothing in it.
 
 Array letters: W worlds, N = 2 agents.
 """
@@ -29,8 +30,8 @@ ENV_ID = "HalfCheetah-2x3"
 HORIZON = 1000  # steps per episode; a time limit, never a terminal state
 RESET_NOISE = 0.1
 CONTROL_COST = 0.1
-# Places of each agent's observation in the state: angle and velocity of its foot, shin and thigh. Its torques go the
-# other way: thigh, shin, foot.
+# Places of each agent's observation in the state: angle and velocity of its foot, shin and thigh. Its torques
+# go the other way: thigh, shin, foot.
 OBSERVED = ((4, 13, 3, 12, 2, 11), (7, 16, 6, 15, 5, 14))
 
 
@@ -75,14 +76,15 @@ class HalfCheetah:
         self.reset()
 
     def _seed(self, seed):
-        # A generator each for positions and velocities: a start depends on its place, not on the number of worlds.
+        # A generator each for positions and velocities: a start depends on its place, not on the number of
+        # worlds.
         self._generators = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2)]
 
     def reset(self, seed=None, copies=1):
         """Start every world anew; returns the agents' observations [W, N, 6].
 
-        seed: starts the random numbers anew. copies: W / copies different starts, the whole list repeated `copies`
-        times, so that several teams can be compared from the same starts.
+        seed: starts the random numbers anew. copies: W / copies different starts, the whole list repeated
+        `copies` times, so that several teams can be compared from the same starts.
         """
         if seed is not None:
             self._seed(seed)
@@ -107,14 +109,15 @@ class HalfCheetah:
         return self.state()[:, OBSERVED]
 
     def step(self, actions):
-        """Move by torques `actions` [W, N, 3] in [-1, 1]; returns observations [W, N, 6] and rewards [W, N]."""
+        """Move by torques [W, N, 3] in [-1, 1]; returns observations [W, N, 6] and rewards [W, N]."""
         rewards = self.advance(actions)
         return self._observe(), rewards
 
     def advance(self, actions):
         """Move by torques `actions` [W, N, 3]; returns rewards [W, N], the same for both agents.
 
-        Raises InputError for other shapes or numbers that are not finite, RuntimeError where a worker has ended.
+        Raises InputError for other shapes or numbers that are not finite, RuntimeError where a worker has
+        ended.
         """
         shape = (self.num_worlds, self.num_learners, self.action_dim)
         if tuple(actions.shape) != shape or not actions.is_floating_point():
@@ -154,8 +157,8 @@ class HalfCheetah:
 def start_worker(file: int, num_worlds: int, start: int, stop: int) -> subprocess.Popen:
     """A process that steps worlds start .. stop - 1 of the shared file; it ends when its standard input does.
 
-    It is a program of its own rather than a fork or multiprocessing's child: those copy torch's locked threads, or
-    import the caller's script, torch and all. In its own session no Ctrl-C reaches it.
+    It is a program of its own rather than a fork or multiprocessing's child: those copy torch's locked
+    threads, or import the caller's script, torch and all. In its own session no Ctrl-C reaches it.
     """
     command = [sys.executable, PROGRAM, *map(str, (file, num_worlds, start, stop))]
     return subprocess.Popen(

@@ -1,8 +1,8 @@
 """Batched particle worlds: simple_spread, simple_tag and simple_world in OMAR's variant, as torch tensors.
 
-Thousands of worlds step together on any device. The dynamics, rewards and observations are those of the offline
-multi-agent literature (OMAR, Pan et al. 2022), which differ from the ones `mpe2` ships; `envs/pettingzoo.py`
-holds the same worlds built on `mpe2`, and the tests compare the two step by step.
+Thousands of worlds step together on any device. The dynamics, rewards and observations are those of the
+offline multi-agent literature (OMAR, Pan et al. 2022), which differ from the ones `mpe2` ships;
+`envs/pettingzoo.py` holds the same worlds built on `mpe2`, and the tests compare the two step by step.
 
 Array letters: W worlds, N learning agents, P acting bodies (learners first, then the prey if there is one),
 L landmarks, O observation numbers of a learner.
@@ -23,7 +23,7 @@ SPREAD_MAX_REWARD, SPREAD_TOUCH_PENALTY = 10.0, 5.0
 
 @dataclass(frozen=True)
 class Task:
-    """Constants of one task. Bodies are (size, gain on the action, speed limit); landmarks (size, collides)."""
+    """Constants of a task. Bodies are (size, gain on the action, speed limit); landmarks (size, collides)."""
 
     learner: tuple[float, float, float]
     prey: tuple[float, float, float] | None
@@ -56,9 +56,9 @@ def arena_penalty(distance: torch.Tensor) -> torch.Tensor:
 class Worlds:
     """num_worlds particle worlds stepped together.
 
-    action_kind "discrete": actions are integers 0..4 (stay, -x, +x, -y, +y); "continuous": forces in [-1, 1]^2.
-    num_agents counts the learning agents: 3 to 10 in simple_spread, 3 elsewhere.
-    prey: maps the prey's observation [W, O_prey] to its action, [W] or [W, 2]; `step` of tag and world needs it.
+    action_kind: "discrete", integers 0..4 (stay, -x, +x, -y, +y), or "continuous", forces in [-1, 1]^2.
+    num_agents: the learning agents, 3 to 10 in simple_spread, 3 elsewhere.
+    prey: maps the prey's observation [W, O_prey] to its action, [W] or [W, 2]; tag and world need it to step.
     seed: fixes every later reset. Raises InputError for unknown tasks, kinds or counts.
 
     The state may be read and assigned: position [W, P, 2], velocity [W, P, 2], landmarks [W, L, 2].
@@ -77,12 +77,12 @@ class Worlds:
     ):
         check_choice("env-id", env_id, ENV_IDS)
         check_choice("action kind", action_kind, ACTION_KINDS)
-        if num_agents != 3 and not (env_id == "simple_spread" and 3 <= num_agents <= 10):
-            raise InputError(
-                f"{env_id} has {'3 to 10' if env_id == 'simple_spread' else '3'} agents, not {num_agents}"
-            )
+        most = 10 if env_id == "simple_spread" else 3
+        if not 3 <= num_agents <= most:
+            raise InputError(f"{env_id} has {'3 to 10' if most == 10 else '3'} agents, not {num_agents}")
         self.env_id, self.action_kind, self.prey = env_id, action_kind, prey
         self.num_worlds, self.num_learners, self.horizon = num_worlds, num_agents, HORIZON
+        self.action_dim = NUM_ACTIONS if action_kind == "discrete" else 2
         self.device, self.dtype = torch.device(device), dtype
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
@@ -120,8 +120,8 @@ class Worlds:
     def reset(self, seed=None, copies=1):
         """Start every world anew; returns the learners' observations [W, N, O].
 
-        seed: starts the random numbers anew. copies: W / copies different starts, the whole list repeated `copies`
-        times, so that several teams can be compared from the same starts.
+        seed: starts the random numbers anew. copies: W / copies different starts, the whole list repeated
+        `copies` times, so that several teams can be compared from the same starts.
         """
         if seed is not None:
             self.generator.manual_seed(seed)
@@ -169,9 +169,8 @@ class Worlds:
         forces = self.action_kind == "continuous"
         shape = (self.num_worlds, num_bodies) + ((2,) if forces else ())
         if tuple(actions.shape) != shape or actions.is_floating_point() != forces:
-            raise InputError(
-                f"{self.action_kind} actions must have shape {shape}, got {actions.dtype} {tuple(actions.shape)}"
-            )
+            got = f"{actions.dtype} {tuple(actions.shape)}"
+            raise InputError(f"{self.action_kind} actions must have shape {shape}, got {got}")
 
     def advance(self, actions):
         """Move all bodies by `actions`, [W, P] integers or [W, P, 2] forces; returns rewards [W, P]."""

@@ -2,7 +2,8 @@
 
 The tasks are OMAR's variant (Pan et al. 2022) of OpenAI's particle worlds. Plain `mpe2` differs from it: each
 class below overrides exactly what differs and leaves the rest to the engine, so this file is slow and plain.
-It is the reference that `envs/particles.py` is tested against (the two share no code) and it draws the pictures.
+It is the reference that `envs/particles.py` is tested against (the two share no code) and it draws the
+pictures.
 
 What OMAR's variant changes, and where:
 - `_Physics`: positions move by the *new* velocity, and an agent's force is scaled twice by its `accel` (gain

@@ -1,12 +1,14 @@
-"""The shipped networks: prey and behaviour policies, read from `envs/policies/` and played on batched worlds.
+"""The shipped networks: the prey and the policies behind the datasets, as read from `envs/policies/` and
+played.
 
-`data/behaviour.py` trains them. Each learner has its own actor on its own observation, a softmax for discrete actions
-(`Softmax`) and a Gaussian for forces and torques (`Gaussian`).
+Each learner has its own actor on its own observation, a softmax for discrete actions (`Softmax`) and a
+Gaussian for forces and torques (`Gaussian`); `data/behaviour.py` trains them. The prey acts greedily, so that
+it is a deterministic part of its world.
 
-Array letters: N agents of a team, W worlds, T steps, O observation numbers, A discrete actions or numbers of an action,
-S numbers of the simulator's state.
-"""
+Array letters: N agents of a team, W worlds, T steps, O observation numbers, H hidden units, A discrete
+actions or numbers of an action, D numbers of the simulator's state."""
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -15,30 +17,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from envs.half_cheetah import HalfCheetah
-from envs.particles import ACTION_KINDS, ENV_IDS, NUM_ACTIONS, WITH_PREY
+from envs.particles import ACTION_KINDS, ENV_IDS, WITH_PREY
 from utils.errors import InputError, check_choice
+from utils.files import reading
 
 POLICY_DIR = Path(__file__).parent / "policies"
+CONTINUOUS_ENV_IDS = (*ENV_IDS, "HalfCheetah-2x3")
 HIDDEN = 64
 INITIAL_STD = 0.6  # of Gaussian actors, near that of uniform actions
-CONTINUOUS_ENV_IDS = (*ENV_IDS, "HalfCheetah-2x3")
-
-
-def check_task(env_id: str, action_kind: str) -> None:
-    """Raise InputError unless there are behaviour policies of this task and kind of actions."""
-    check_choice("action kind", action_kind, ACTION_KINDS)
-    check_choice("env-id", env_id, ENV_IDS if action_kind == "discrete" else CONTINUOUS_ENV_IDS)
 
 
 def init_mlp(count: int, sizes: tuple[int, ...], generator: torch.Generator) -> list[torch.Tensor]:
-    """`count` stacked networks with nn.Linear's initialisation: weights [count, in, out], biases [count, 1, out]."""
+    """`count` stacked networks as nn.Linear initialises them: weights [count, in, out], biases [count, 1,
+    out]."""
     params = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in itertools.pairwise(sizes):
         for shape in ((count, fan_in, fan_out), (count, 1, fan_out)):
-            params.append(
-                (torch.rand(shape, generator=generator, device=generator.device) * 2 - 1) / fan_in**0.5
-            )
+            uniform = torch.rand(shape, generator=generator, device=generator.device)
+            params.append((2 * uniform - 1) / fan_in**0.5)
     return params
 
 
@@ -49,20 +45,13 @@ def mlp(params: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def action_dim(worlds) -> int:
-    """Outputs of an actor: logits of the discrete actions, or the numbers of a force or of an agent's torques."""
-    if worlds.action_kind == "discrete":
-        return NUM_ACTIONS
-    return worlds.action_dim if isinstance(worlds, HalfCheetah) else 2
-
-
 class Softmax:
     """Discrete policies. An actor is the six tensors of its networks, whose outputs are the logits."""
 
     @staticmethod
-    def init(count: int, obs_dim: int, num_actions: int, generator) -> list[torch.Tensor]:
+    def init(count: int, obs_dim: int, action_dim: int, generator) -> list[torch.Tensor]:
         """`count` stacked actors that start near uniform play."""
-        actor = init_mlp(count, (obs_dim, HIDDEN, HIDDEN, num_actions), generator)
+        actor = init_mlp(count, (obs_dim, HIDDEN, HIDDEN, action_dim), generator)
         actor[-2].mul_(0.01)
         return actor
 
@@ -87,7 +76,7 @@ class Softmax:
 
     @classmethod
     def act(cls, actor, obs, generator) -> torch.Tensor:
-        """Sampled actions [W, N] for the world on its observations [W, N, O]."""
+        """Sampled actions [W, N], as the world takes them, on its observations [W, N, O]."""
         return cls.sample(mlp(actor, obs.transpose(0, 1)).transpose(0, 1), generator)
 
     @staticmethod
@@ -99,7 +88,7 @@ class Softmax:
     def uniform(worlds, generator) -> torch.Tensor:
         """Uniform actions [W, N]."""
         shape = (worlds.num_worlds, worlds.num_learners)
-        return torch.randint(NUM_ACTIONS, shape, generator=generator, device=worlds.device)
+        return torch.randint(worlds.action_dim, shape, generator=generator, device=worlds.device)
 
     @staticmethod
     def playable(actions: torch.Tensor) -> torch.Tensor:
@@ -108,25 +97,23 @@ class Softmax:
 
 
 class Gaussian:
-    """Continuous policies, with the functions of Softmax. An actor is the six tensors of its networks, the tanh of
-    whose outputs is the mean, and log_std [N, 1, A], the same in every state.
+    """Continuous policies, with the functions of Softmax. An actor is the six tensors of its networks, the
+    tanh of whose outputs is the mean, and log_std [N, 1, A], the same in every state.
 
-    PPO learns on the samples as drawn; the world gets them, and the datasets log them, clipped to [-1, 1]. The entropy
-    bonus also keeps the outputs small: a saturated tanh has no gradient and would not come back.
+    PPO learns on the samples as drawn; the world gets them, and the datasets log them, clipped to [-1, 1].
+    The entropy bonus also keeps the outputs small: a saturated tanh has no gradient and would not come back.
     """
 
     @staticmethod
     def init(count: int, obs_dim: int, action_dim: int, generator) -> list[torch.Tensor]:
-        actor = init_mlp(count, (obs_dim, HIDDEN, HIDDEN, action_dim), generator)
-        actor[-2].mul_(0.01)
-        return actor + [torch.full((count, 1, action_dim), math.log(INITIAL_STD))]
+        log_std = torch.full((count, 1, action_dim), math.log(INITIAL_STD))
+        return [*Softmax.init(count, obs_dim, action_dim, generator), log_std]
 
     @staticmethod
     def log_prob(mean, log_std, actions) -> torch.Tensor:
         """Log-density [...] of actions [..., A]."""
-        return (-0.5 * ((actions - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)).sum(
-            -1
-        )
+        squares = ((actions - mean) / log_std.exp()) ** 2
+        return (-0.5 * squares - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
     @classmethod
     def explore(cls, actor, obs, generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,7 +138,7 @@ class Gaussian:
 
     @staticmethod
     def uniform(worlds, generator) -> torch.Tensor:
-        shape = (worlds.num_worlds, worlds.num_learners, action_dim(worlds))
+        shape = (worlds.num_worlds, worlds.num_learners, worlds.action_dim)
         return torch.rand(shape, generator=generator, device=worlds.device) * 2 - 1
 
     @staticmethod
@@ -163,30 +150,29 @@ POLICY = {"discrete": Softmax, "continuous": Gaussian}
 
 
 def greedy(params: list[torch.Tensor], action_kind: str = "discrete"):
-    """A deterministic policy of one agent for Worlds(prey=...): obs [W, O] -> most likely action [W] or mean [W, A]."""
+    """A deterministic policy of one agent, as Worlds(prey=...) takes it: obs [W, O] -> actions [W] or [W,
+    A]."""
     return lambda obs: POLICY[action_kind].greedy(params, obs.unsqueeze(0))[0]
 
 
 @torch.no_grad()
 def rollout(worlds, actor, generator) -> dict[str, torch.Tensor]:
-    """One episode in every world: actions sampled from stacked actors `actor`, or uniform where it is None, or those of
-    a function of observations [W, N, O] and the generator.
+    """One episode in every world, by stacked actors `actor`, by uniform actions where it is None, or by a
+    function of observations [W, N, O] and the generator.
 
-    Returns observations [W, T + 1, N, O], actions [W, T, N] (int64) or [W, T, N, A] (in [-1, 1]), rewards [W, T, N],
-    and in HalfCheetah the simulator's states [W, T + 1, S].
+    Returns observations [W, T + 1, N, O], actions [W, T, N] (int64) or [W, T, N, A] (in [-1, 1]), rewards
+    [W, T, N] and, where the worlds have one (HalfCheetah), the simulator's states [W, T + 1, D].
     """
     policy = POLICY[worlds.action_kind]
     log = dict(observations=[worlds.reset()], actions=[], rewards=[])
-    if isinstance(worlds, HalfCheetah):
+    if hasattr(worlds, "state"):
         log["states"] = [worlds.state()]
     for _ in range(worlds.horizon):
         obs = log["observations"][-1]
-        if callable(actor):
-            actions = actor(obs, generator)
+        if actor is None:
+            actions = policy.uniform(worlds, generator)
         else:
-            actions = (
-                policy.uniform(worlds, generator) if actor is None else policy.act(actor, obs, generator)
-            )
+            actions = actor(obs, generator) if callable(actor) else policy.act(actor, obs, generator)
         obs, rewards = worlds.step(actions)
         for name, x in (("observations", obs), ("actions", actions), ("rewards", rewards)):
             log[name].append(x)
@@ -195,20 +181,31 @@ def rollout(worlds, actor, generator) -> dict[str, torch.Tensor]:
     return {name: torch.stack(steps, dim=1) for name, steps in log.items()}
 
 
+# ----------------------------------------------------------------------------------------- policy files
+
+
 @dataclass(frozen=True)
 class Policies:
-    """A policy file: `iterates` are stacked actors, 0 .. medium, then the expert; prey is None where there is none.
+    """A policy file: `iterates` are stacked actors, 0 .. medium, then the expert; prey is None where there is
+    none.
 
-    facts["medium_iterate"] is a place in `iterates`, facts["kept_iterations"] the iterations of training they are of.
-    """
+    facts["medium_iterate"] is a place in `iterates`, facts["kept_iterations"] says which of training they
+    are."""
 
     iterates: list[list[torch.Tensor]]
     prey: list[torch.Tensor] | None
     facts: dict
 
 
+def check_task(env_id: str, action_kind: str) -> None:
+    """Raise InputError unless there are behaviour policies of this task and kind of actions."""
+    check_choice("action kind", action_kind, ACTION_KINDS)
+    check_choice("env-id", env_id, ENV_IDS if action_kind == "discrete" else CONTINUOUS_ENV_IDS)
+
+
 def policy_file(env_id: str, folder: Path = POLICY_DIR, action_kind: str = "discrete") -> Path:
-    """Where the policies of a task are. Raises InputError, with the command that makes them, where there are none."""
+    """Where the policies of a task are. Raises InputError, with the command that makes them, where they are
+    not."""
     check_task(env_id, action_kind)
     path = Path(folder) / f"{env_id}-{action_kind}.npz"
     if not path.is_file():
@@ -217,30 +214,34 @@ def policy_file(env_id: str, folder: Path = POLICY_DIR, action_kind: str = "disc
     return path
 
 
+def read_networks(path: Path, env_id: str) -> tuple[dict[str, torch.Tensor], dict]:
+    """The arrays and the facts of a file of networks of the task. Raises an exception of any kind if
+    damaged."""
+    with np.load(path, allow_pickle=False) as file:
+        facts = json.loads(str(file["facts"]))
+        arrays = {k: torch.from_numpy(file[k].astype(np.float32)) for k in file.files if k != "facts"}
+    if facts["env_id"] != env_id:
+        raise ValueError(f"it holds policies of {facts['env_id']}")
+    if not all(array.isfinite().all() for array in arrays.values()):
+        raise ValueError("a parameter is not finite")
+    return arrays, facts
+
+
 def load_policies(
     env_id: str, device="cpu", folder: Path = POLICY_DIR, action_kind: str = "discrete"
 ) -> Policies:
-    """Read the shipped policies of a task. Raises InputError where there are none, or the file is not theirs."""
+    """Read the shipped policies of a task. Raises InputError where there are none, or the file is not
+    theirs."""
     path = policy_file(env_id, folder, action_kind)
-    tensors = 6 if action_kind == "discrete" else 7  # three layers' weights and biases, log_std
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {k: torch.from_numpy(file[k].astype(np.float32)) for k in file.files if k != "facts"}
-            facts = json.loads(str(file["facts"]))
-        actor = [arrays[f"actor{j}"].to(device) for j in range(tensors)]  # [iterates, N, ...]
-        prey = [arrays[f"prey{j}"].to(device) for j in range(tensors)] if env_id in WITH_PREY else None
-        if (facts["env_id"], facts["action_kind"]) != (env_id, action_kind):
-            raise ValueError(f"it holds {facts['action_kind']} policies of {facts['env_id']}")
+    tensors = range(6 if action_kind == "discrete" else 7)  # three layers' weights and biases, log_std
+    with reading(path, f"a policy file of {env_id}"):
+        arrays, facts = read_networks(path, env_id)
+        actor = [arrays[f"actor{j}"].to(device) for j in tensors]  # [iterates, N, ...]
+        prey = [arrays[f"prey{j}"].to(device) for j in tensors] if env_id in WITH_PREY else None
+        if facts["action_kind"] != action_kind:
+            raise ValueError(f"it holds {facts['action_kind']} policies")
         if any(len(layer) != facts["medium_iterate"] + 2 for layer in actor):
             raise ValueError("the number of iterates is not medium_iterate + 2")
         if not all(math.isfinite(facts[k]) for k in ("random_score", "expert_score")):
             raise ValueError("its scores are not finite")
-        if not all(array.isfinite().all() for array in arrays.values()):
-            raise ValueError("a parameter is not finite")
-    except (
-        Exception
-    ) as error:  # numpy, zipfile and zlib raise many kinds for damaged files; all mean the same here
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"cannot read policy file {path} (damaged or foreign): {reason}") from None
-    iterates = [[layer[i] for layer in actor] for i in range(len(actor[0]))]
-    return Policies(iterates, prey, facts)
+    return Policies([[layer[i] for layer in actor] for i in range(len(actor[0]))], prey, facts)

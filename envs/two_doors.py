@@ -1,10 +1,11 @@
 """A small game in which coordination is everything: two doors, and two equal conventions which one to take.
 
-N = 3 agents stand on a corridor of cells -2 .. 2, all on 0 at first. Actions are those of the particle worlds: -x and
-+x move by one cell (walls stop at the ends), the other three stay. Then, with probability 0.1, a gust throws everybody
-back to cell 0. At each step everybody gets 1 if all three stand at the same door, cell -2 or cell 2, else 0. "Everybody
-left" and "everybody right" are equally good, and a team that mixes them gets nothing; the gusts pose the question anew
-some 2.5 times an episode. Observations are the own cell / 2 and the other agents' cells relative to it / 4, in order.
+N = 3 agents stand on a corridor of cells -2 .. 2, all on 0 at first. Actions are those of the particle
+worlds: -x and +x move by one cell (walls stop at the ends), the other three stay. Then, with probability 0.1,
+a gust throws everybody back to cell 0. At each step everybody gets 1 if all three stand at the same door,
+cell -2 or cell 2, else 0. "Everybody left" and "everybody right" are equally good, and a team that mixes them
+gets nothing; the gusts pose the question anew some 2.5 times an episode. Observations are the own cell / 2
+and the other agents' cells relative to it / 4, in order.
 
 `optimal_score` and `random_score` are exact: the game has 5^3 states.
 
@@ -16,7 +17,7 @@ import itertools
 import numpy as np
 import torch
 
-from envs.particles import HORIZON
+from envs.particles import HORIZON, NUM_ACTIONS
 from utils.errors import InputError, check_choice
 
 ENV_ID = "two_doors"
@@ -28,13 +29,14 @@ LEFT, RIGHT = 1, 2  # the actions that move
 
 
 class TwoDoors:
-    """num_worlds games stepped together, with the methods of envs.particles.Worlds that rollouts and evaluations use.
+    """num_worlds games stepped together, with the methods of Worlds that rollouts and evaluations use.
 
     seed: fixes all later gusts. Raises InputError for another number of agents or kind of actions.
     The state may be read and assigned: cells [W, N], integers -2 .. 2.
     """
 
-    env_id, horizon, obs_dim, num_learners, prey = ENV_ID, HORIZON, NUM_AGENTS, NUM_AGENTS, None
+    env_id, horizon, num_learners, prey = ENV_ID, HORIZON, NUM_AGENTS, None
+    obs_dim, action_dim = NUM_AGENTS, NUM_ACTIONS
 
     def __init__(self, num_worlds, action_kind="discrete", num_agents=NUM_AGENTS, device="cpu", seed=0):
         check_choice(f"action kind of {ENV_ID}", action_kind, ("discrete",))
@@ -51,8 +53,9 @@ class TwoDoors:
     def reset(self, seed=None, copies=1):
         """Start every game anew; returns observations [W, N, O].
 
-        seed: starts the random numbers anew. copies: W / copies different sequences of gusts until the next reset, the
-        whole list repeated `copies` times, so that several teams can be compared under the same gusts.
+        seed: starts the random numbers anew. copies: W / copies different sequences of gusts until the next
+        reset, the whole list repeated `copies` times, so that several teams can be compared under the same
+        gusts.
         """
         if seed is not None:
             self.generator.manual_seed(seed)
@@ -65,7 +68,7 @@ class TwoDoors:
         return torch.cat([self.cells.unsqueeze(-1) / DOOR, others / (2 * DOOR)], dim=-1)
 
     def step(self, actions):
-        """Move by `actions` [W, N], integers 0..4; returns the next observations [W, N, O] and rewards [W, N].
+        """Move by `actions` [W, N], integers 0..4; returns observations [W, N, O] and rewards [W, N].
 
         Raises InputError for other shapes or types.
         """
@@ -83,7 +86,7 @@ class TwoDoors:
 
 
 def backward_induction(weigh) -> float:
-    """The expected return of an episode, exactly; weigh: values [Z, M] of the M = 3^N joint moves -> values [Z]."""
+    """The exact expected return of an episode; weigh: values [Z, M] of the M = 3^N joint moves -> [Z]."""
     states = np.array(list(itertools.product(range(-DOOR, DOOR + 1), repeat=NUM_AGENTS)))  # [Z, N]
     moves = np.array(list(itertools.product((-1, 0, 1), repeat=NUM_AGENTS)))  # [M, N]
     reached = (states[:, None] + moves).clip(-DOOR, DOOR)  # [Z, M, N]
@@ -100,7 +103,7 @@ def backward_induction(weigh) -> float:
 
 
 def optimal_score() -> float:
-    """What the best team scores, for one either convention followed by all: no joint policy has a larger return."""
+    """What the best team scores, as one that follows either convention: no joint policy has more."""
     return backward_induction(lambda values: values.max(1))
 
 
@@ -112,5 +115,6 @@ def random_score() -> float:
 
 
 def walk(action: int):
-    """A team that follows a convention: everybody plays `action`. Observations [W, N, O] -> actions [W, N]."""
+    """A team that follows a convention, everybody plays `action`: observations [W, N, O] -> actions [W,
+    N]."""
     return lambda obs, generator: torch.full(obs.shape[:2], action, device=obs.device)
