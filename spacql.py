@@ -44,7 +44,7 @@ from utils.files import run_script, say
 
 SCRIPT = "spacql.py"
 NUM_ACTIONS = 5  # stay, -x, +x, -y, +y
-DEFAULTS = dict(rounds=800, batch_size=256, penalty_agents=1)  # a minute on two cores
+DEFAULTS = dict(rounds=800, batch_size=256, penalty_agents=1)
 TASKS = {
     "simple_spread": dict(learning_rate=0.01, entropy_coef=0.5),
     "simple_tag": dict(learning_rate=0.003, entropy_coef=0.1),
@@ -120,7 +120,7 @@ class Args:
     data_seed: int = 0
     """seed of the simulated dataset"""
     data_dir: str = "datasets"
-    """of simulated datasets"""
+    """of simulated data"""
     out: str = "runs"
     """where run folders go"""
     name: str | None = None

@@ -128,7 +128,7 @@ class Args:
     data_seed: int = 0
     """seed of the simulated dataset"""
     data_dir: str = "datasets"
-    """of simulated datasets"""
+    """of simulated data"""
     out: str = "runs"
     """where run folders go"""
     name: str | None = None

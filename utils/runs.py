@@ -318,9 +318,9 @@ def log_report(log: Log, history: dict, round_number: int, report: dict, sizes: 
     """
     values = {name: value.tolist() for name, value in report.items()}
     for name in ("weights", "u"):
-        all_sizes = np.zeros((len(values[name]), int(sizes.max())))
-        all_sizes[:, sizes.cpu() - 1] = values[name]
-        values[name] = all_sizes.tolist()
+        of_all_sizes = np.zeros((len(values[name]), max(sizes.tolist())))
+        of_all_sizes[:, [size - 1 for size in sizes.tolist()]] = values[name]
+        values[name] = of_all_sizes.tolist()
     values["k_eff"] = (report["weights"] * sizes).sum(-1).tolist()
     before = history["seconds"][-1] if history else 0.0
     now = time.time()
