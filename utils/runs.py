@@ -1,12 +1,15 @@
 """Run folders, checkpoints, logs and plots: what a training script needs around the method."""
 
+import contextlib
 import json
 import math
 import os
 import re
+import sys
 import time
 import types
 import typing
+import uuid
 import warnings
 import zipfile
 from dataclasses import asdict, fields
@@ -113,7 +116,8 @@ def check_wandb() -> None:
         import wandb
     except ImportError:
         raise InputError("--track needs the wandb package: pip install wandb") from None
-    if os.environ.get("WANDB_MODE") not in ("offline", "disabled", "dryrun") and not wandb.api.api_key:
+    offline = os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
+    if not (offline or wandb.login(prompt=False)):
         raise InputError("--track needs a login: run `wandb login`, or set WANDB_MODE=offline") from None
 
 
@@ -302,9 +306,10 @@ def start_log(folder: Path, args, first_round: int) -> Log:
 
         with atomic(folder / "wandb_id.txt") as partial:
             file = folder / "wandb_id.txt"
-            partial.write_text(file.read_text() if file.exists() else wandb.util.generate_id())
+            partial.write_text(file.read_text() if file.exists() else uuid.uuid4().hex)
         settings = dict(project="spacql", name=folder.name, id=file.read_text(), resume="allow", dir=folder)
-        wandb.init(config=asdict(args), sync_tensorboard=True, **settings)
+        with contextlib.redirect_stdout(sys.stderr):
+            wandb.init(config=asdict(args), sync_tensorboard=True, **settings)
     with atomic(folder / "args.json") as partial:
         partial.write_text(json.dumps(asdict(args), indent=2))
     return Log(folder, first_round)
@@ -346,6 +351,11 @@ def save_results(
     """Write returns.npz (final returns [S, episodes], arguments, summary, history) and progress.png, print
     the summary as one line of JSON, and return it. scores [S] are the normalised returns."""
     log.writer.close()
+    if args.track:
+        import wandb
+
+        with contextlib.redirect_stdout(sys.stderr):  # only the summary goes to stdout
+            wandb.finish()
     weights = np.mean(history["weights"][-1], axis=0)
     if args.backup == "spacql" and facts["quality"] == "expert" and weights[0] > 0.9:
         say("warning: w has collapsed on k = 1 on expert data: SPaCQL has become ICQL-QS here")
