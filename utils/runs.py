@@ -7,8 +7,6 @@ import os
 import re
 import sys
 import time
-import types
-import typing
 import uuid
 import warnings
 import zipfile
@@ -21,7 +19,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.errors import InputError
-from utils.files import atomic, parse, say
+from utils.files import atomic, parse, reading, say
 
 NETWORKS = ("critic", "actor", "target_critic", "target_actor")
 KEYS = (
@@ -88,12 +86,18 @@ def open_run(args_class, argv, description: str, script: str) -> tuple:
     if args.backup == "spacql" and args.num_critics == 1:
         say("one critic has no spread: its weights w_k are uniform")
     if args.resume is None:
-        check_folder(run_folder(args))
+        folder = run_folder(args)
+        parent = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):  # say so before any work is done
+            raise InputError(f"cannot write {folder}: {parent} is not a folder that can be written to")
         return args, None
     folder, saved = load_checkpoint(args.resume)
     if saved["script"] != script:
         raise InputError(f"{folder} is a run of {saved['script']}, not of {script}")
-    settings = read_settings(args_class, saved["args"], folder)
+    try:
+        settings = args_class(**saved["args"])
+    except TypeError:
+        raise InputError(f"the settings of {folder} are not those of this version") from None
     args = parse(args_class, argv, default=settings)
     for field in fields(args):
         given, own = getattr(args, field.name), getattr(settings, field.name)
@@ -131,16 +135,6 @@ def run_folder(args) -> Path:
     return Path(args.out) / (args.name or re.sub(r"[^\w.=-]+", "-", name))
 
 
-def check_folder(folder: Path) -> None:
-    """Raise InputError where `folder` could not be made: say so before any work is done."""
-    try:
-        parent = next(parent for parent in folder.absolute().parents if parent.exists())
-    except OSError as error:  # impossible names
-        raise InputError(f"cannot write {folder}: {error.strerror}") from None
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise InputError(f"cannot write {folder}: {parent} is not a folder that can be written to")
-
-
 def claim_folder(args) -> Path:
     """The run's folder: that of the run it resumes, or a new one that no other run can get at the same time.
 
@@ -148,17 +142,15 @@ def claim_folder(args) -> Path:
     """
     if args.resume:
         return checkpoint_file(args.resume).parent
-    first = run_folder(args)
-    for number in range(1, 10**6):
-        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+    folder = first = run_folder(args)
+    number = 1
+    while True:
         try:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
-            continue
-        except OSError as error:
-            raise InputError(f"cannot write {folder}: {error.strerror}") from None
-    raise InputError(f"too many runs are called {first}")
+            number += 1
+            folder = first.with_name(f"{first.name}-{number}")
 
 
 # -------------------------------------------------------------------------------------- checkpoints
@@ -190,7 +182,7 @@ def load_checkpoint(path: str | Path) -> tuple[Path, dict]:
     path = checkpoint_file(path)
     if not path.is_file():
         raise InputError(f"no checkpoint {path}")
-    try:
+    with reading(path, "a checkpoint"):
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise ValueError(f"the checksum of {damaged} is wrong")
@@ -198,11 +190,6 @@ def load_checkpoint(path: str | Path) -> tuple[Path, dict]:
             warnings.simplefilter("ignore")  # torch warns of pickles that it goes on to refuse
             saved = torch.load(path, map_location="cpu", weights_only=True)
         check_contents(saved)
-    except Exception as error:  # torch raises many kinds for damaged or foreign files
-        reason = (
-            f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no reason given'}"
-        )
-        raise InputError(f"cannot load checkpoint {path} (damaged or foreign): {reason}") from None
     return path.parent, saved
 
 
@@ -210,33 +197,10 @@ def check_contents(saved: dict) -> None:
     """Raise KeyError or TypeError unless a checkpoint holds what is read from it."""
     if missing := [key for key in KEYS if key not in saved]:
         raise KeyError(f"it lacks {', '.join(missing)}")
-    for key in (*NETWORKS, "scale", "generators"):
-        if not (isinstance(saved[key], list) and saved[key] and all(map(torch.is_tensor, saved[key]))):
-            raise TypeError(f"its {key} is not a list of tensors")
     kinds = dict(round=int, args=dict, facts=dict, history=dict, critic_adam=dict, actor_adam=dict)
-    for key, kind in kinds.items():
+    for key, kind in (kinds | dict.fromkeys((*NETWORKS, "scale", "generators"), list)).items():
         if type(saved[key]) is not kind:
             raise TypeError(f"its {key} is no {kind.__name__}")
-    for name in ("round", "seconds", "scores", "weights", "k_eff"):
-        if not (isinstance(saved["history"].get(name), list) and saved["history"][name]):
-            raise TypeError(f"its history of {name} is incomplete")
-
-
-def read_settings(args_class, settings: dict, folder: Path):
-    """A run's settings as an args_class. Raises InputError unless they are what that class takes."""
-    hints = typing.get_type_hints(args_class)
-    if settings.keys() != hints.keys() or not all(fits(settings[name], hint) for name, hint in hints.items()):
-        raise InputError(f"the settings of {folder} are not those of this version")
-    return args_class(**settings)
-
-
-def fits(value, hint) -> bool:
-    """Whether a value from JSON is of a type: bool, int, float, str, a Literal, or one of these or None."""
-    if typing.get_origin(hint) is typing.Literal:
-        return value in typing.get_args(hint)
-    if isinstance(hint, types.UnionType):
-        return any(fits(value, part) for part in typing.get_args(hint))
-    return type(value) in ((int, float) if hint is float else (hint,))
 
 
 def finished_rounds(folder: Path) -> int | None:
