@@ -14,6 +14,7 @@ actions or numbers of an action, S numbers that the value function sees.
 """
 
 import json
+import math
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -25,23 +26,16 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from envs import shipped
 from envs.half_cheetah import HalfCheetah
 from envs.particles import ENV_IDS, HORIZON, WITH_PREY, Worlds
-from envs.shipped import (  # noqa: F401  experiments/pictures.py imports them from here
-    HIDDEN,
-    POLICY,
-    POLICY_DIR,
-    Softmax,
-    check_task,
-    greedy,
-    init_mlp,
-    load_policies,
-    mlp,
-    rollout,
-)
+from envs.shipped import POLICY, POLICY_DIR, check_task, greedy, init_mlp, mlp, rollout
 from utils.errors import InputError
 from utils.files import atomic, parse, run_script, say
 
+Softmax, load_policies = shipped.Softmax, shipped.load_policies  # until the pictures import them from there
+HIDDEN = 64  # units of both hidden layers of the actors, half those of the value function
+INITIAL_STD = 0.6  # of Gaussian actors, near that of uniform actions
 MEDIUM_SHARE = 0.4  # the medium policy is the iterate nearest to this share of the way from random to expert
 SCORE_EPISODES = 20_000  # behind the shipped scores; fewer, of as many steps in all, in HalfCheetah
 
@@ -123,7 +117,10 @@ class Team:
             obs, states = log["observations"].flatten(0, 1), log["states"].flatten(0, 1)  # [W * (T + 1), ...]
             self.obs_mean, self.obs_std = obs.mean(0).unsqueeze(1), obs.std(0).unsqueeze(1)
             self.state_mean, self.state_std = states.mean(0), states.std(0)
-        self.actor = self.policy.init(len(bodies), obs_dim, worlds.action_dim, generator)
+        self.actor = init_mlp(len(bodies), (obs_dim, HIDDEN, HIDDEN, worlds.action_dim), generator)
+        self.actor[-2].mul_(0.01)  # near uniform play
+        if args.action_kind == "continuous":
+            self.actor.append(torch.full((len(bodies), 1, worlds.action_dim), math.log(INITIAL_STD)))
         view_dim = self.view(worlds, self.observe(worlds)).shape[-1]
         self.critic = init_mlp(1, (view_dim, 2 * HIDDEN, 2 * HIDDEN, len(bodies)), generator)
         for p in self.actor + self.critic:
@@ -201,10 +198,11 @@ def collect(worlds, teams: list[Team], generator) -> tuple[list, torch.Tensor]:
         played = []
         for team, log in zip(teams, logs, strict=True):
             obs = team.observe(worlds)
-            actions, log_probs = team.policy.explore(team.actor, obs, generator)
+            actions = team.policy.sample(team.actor, obs, generator)
+            log_probs, _ = team.policy.evaluate(team.actor, obs, actions)
             for column, x in zip(log, (obs, team.view(worlds, obs), actions, log_probs), strict=True):
                 column.append(x)
-            played.extend(team.policy.playable(actions))
+            played.extend(actions.clamp(-1, 1) if actions.is_floating_point() else actions)
         if len(played) < worlds.num_bodies:
             played.append(worlds.prey(worlds.observe(worlds.num_bodies - 1)))
         rewards.append(worlds.advance(torch.stack(played, dim=1)))

@@ -36,12 +36,13 @@ from data import mixes, omar
 from data.mixes import MixedTeams, is_mix, load_teams, measure_dependence, parse_mix, teams_file
 from envs import ENV_IDS_OF_KIND, cheetah_physics, half_cheetah, make_env, particles, shipped, two_doors
 from envs.particles import ENV_IDS, WITH_PREY
-from envs.shipped import POLICY_DIR, load_policies, policy_file, rollout
+from envs.shipped import POLICY_DIR, greedy, load_policies, policy_file, rollout
 from utils.errors import InputError, check_choice
 from utils.files import atomic, reading
 
 QUALITIES = omar.QUALITIES
 HDF5_SUFFIXES = (".h5", ".hdf5")
+PREY_LEVELS = 3  # how many folders above the data the prey's file is looked for
 FORMAT = "spacql-dataset-1"
 HORIZONS = {env_id: shape.horizon for env_id, shape in omar.SHAPES.items()} | {
     two_doors.ENV_ID: two_doors.HORIZON
@@ -66,8 +67,7 @@ STRONG_DEPENDENCE = 0.02
 
 @dataclass(frozen=True)
 class Dataset:
-    """Episodes in memory (shapes in the module docstring; discrete actions as int64) and the file's
-    attributes."""
+    """Episodes in memory (shapes as above, discrete actions as int64) and the file's attributes."""
 
     observations: torch.Tensor
     actions: torch.Tensor
@@ -96,10 +96,8 @@ def describe(dataset: Dataset) -> str:
         return said + "not known (too few episodes)"
     said += f"{facts['dependence']:.3f} ± {facts['dependence_error']:.3f} nats"
     if facts["dependence"] > STRONG_DEPENDENCE:
-        said += (
-            "\nwarning: the agents' actions depend on one another, given the state: the paper's bounds for"
-        )
-        said += " partial replacement gain a term in that"
+        said += "\nwarning: the agents' actions depend on one another, given the state: the paper's bounds"
+        said += " for partial replacement gain a term in that"
     return said
 
 
@@ -129,7 +127,9 @@ def load_dataset(
         found = read_dataset(path, env_id, action_kind)
     else:
         check_choice("dataset", dataset, QUALITIES)  # raises: it is none of them
-    facts = found.facts if set(MEASURED) <= set(found.facts) else found.facts | dependence_of(found)
+    facts = found.facts
+    if not set(MEASURED) <= set(facts):
+        facts = facts | measure_dependence(found)
     return replace(found, facts=facts | dict(data_score=normalise(found.mean_return, facts)))
 
 
@@ -146,26 +146,25 @@ def simulated_name(env_id: str, dataset: str) -> str | None:
     return dataset if dataset in QUALITIES else None
 
 
-def dependence_of(dataset: Dataset) -> dict:
-    """The facts that tell how much the agents' actions depend on one another."""
-    return dict(zip(MEASURED, measure_dependence(dataset), strict=True))
-
-
 def find_prey(env_id, dataset: str, prey: str | None = None, device="cpu"):
-    """The prey that an OMAR folder was logged with, for `make_env`: from the file `prey`, or from the one
-    beside or above the folder `dataset`. None, which means the shipped one, for other data, and where the
-    task has no prey."""
-    source = Path(dataset)
-    if env_id not in WITH_PREY or dataset in QUALITIES or source.suffix in HDF5_SUFFIXES or source.is_file():
+    """The prey that an OMAR folder was logged with, for `make_env`: from the file `prey`, or from the nearest
+    one beside or up to PREY_LEVELS above the folder `dataset`. None, which means the shipped one, for other
+    data, and where the task has no prey. Raises InputError where there is none."""
+    folder, file = Path(os.path.abspath(dataset)), omar.PREY_FILE
+    if env_id not in WITH_PREY or dataset in QUALITIES or folder.suffix in HDF5_SUFFIXES or folder.is_file():
         if prey:
             raise InputError(f"--prey is for OMAR folders of {' and '.join(WITH_PREY)}")
         return None
-    # Also when a checkpoint is scored whose data have gone: another prey would be no answer.
-    if not prey and not source.is_dir():
-        if os.sep not in dataset:
-            check_choice("dataset", dataset, QUALITIES)
+    places = [Path(prey)] if prey else [place / file for place in (folder, *folder.parents[:PREY_LEVELS])]
+    for path in places:
+        if path.is_file():
+            return omar.load_prey(path, env_id, device)
+    if prey:
+        raise InputError(f"--prey: no file {prey}")
+    if not folder.is_dir():  # of a finished run: another prey would be no answer
         raise InputError(f"no dataset {dataset}, and so no prey")
-    return omar.load_prey(omar.find_prey_file(env_id, source, prey), env_id, device)
+    where = f"in {folder} or up to {PREY_LEVELS} folders above it (OMAR's download has it in {env_id}/)"
+    raise InputError(f"no {file}, the prey of {env_id}, {where}; name it with --prey PATH")
 
 
 # ------------------------------------------------------------------------------------------- simulation
@@ -184,83 +183,70 @@ def simulated_file(env_id, dataset, name, size, seed, folder: Path, action_kind)
     if env_id != two_doors.ENV_ID:
         sources.append(policy_file(env_id, POLICY_DIR, action_kind))
         sources += [teams_file(env_id, POLICY_DIR)] if is_mix(dataset) else []
-    parts = [source.read_bytes() for source in sources]
-    parts += [version("mujoco").encode()] if env_id == half_cheetah.ENV_ID else []
-    digest = hashlib.sha256(b"".join(parts)).hexdigest()[:8]
+    physics = version("mujoco") if env_id == half_cheetah.ENV_ID else ""
+    code = b"".join(source.read_bytes() for source in sources) + physics.encode()
+    digest = hashlib.sha256(code).hexdigest()[:8]
     path = folder / f"{env_id}-{action_kind}-{name}-{size}-seed{seed}-{digest}.h5"
     if not path.exists():
-        with atomic(
-            path
-        ) as partial:  # around the simulation too: first it is seen whether the folder can be made
+        with atomic(path) as partial:  # around all of it: first it is seen whether the folder can be made
             write_dataset(partial, simulate(env_id, dataset, size, seed, action_kind))
     return path
 
 
-def plan(quality: str, episodes: int, medium: int, chunk: int) -> list[tuple[int | None, int]]:
-    """Who plays how many episodes, at most `chunk` at once: [(iterate, or None for random and mix;
-    episodes)].
+def plan(dataset: str, episodes: int, medium: int | None, chunk: int) -> list[tuple[int | None, int]]:
+    """Who plays how many episodes, at most `chunk` at once: [(iterate, None for random and mix; episodes)].
 
     medium-replay shares its episodes evenly over the iterates 0 .. medium, in the order of training.
     """
-    if quality == "medium-replay":
+    shares = [({"medium": medium, "expert": -1}.get(dataset), episodes)]
+    if dataset == "medium-replay":
         players = [e * (medium + 1) // episodes for e in range(episodes)]
         shares = [(i, players.count(i)) for i in range(medium + 1)]
-    else:
-        shares = [({"random": None, "mix": None, "medium": medium, "expert": -1}[quality], episodes)]
-    return [
-        (player, min(chunk, count - start)) for player, count in shares for start in range(0, count, chunk)
-    ]
+    return [(player, min(chunk, count - i)) for player, count in shares for i in range(0, count, chunk)]
 
 
 def simulate(env_id: str, dataset: str, size: int, seed: int, action_kind: str) -> Dataset:
     """`size` transitions (whole episodes) of a quality or mix, the same for the same seed."""
-    quality, name, horizon = (
-        "mix" if is_mix(dataset) else dataset,
-        simulated_name(env_id, dataset),
-        HORIZONS[env_id],
-    )
-    iterates, medium, known = [], 0, {}
-    if env_id == two_doors.ENV_ID:
-        scores = two_doors.random_score(), two_doors.optimal_score()
-    else:
+    horizon, teams, policies, prey = HORIZONS[env_id], None, None, None
+    episodes, known, scores = size // horizon, {}, (two_doors.random_score(), two_doors.optimal_score())
+    if env_id != two_doors.ENV_ID:
         policies = load_policies(env_id, action_kind=action_kind)
-        iterates, medium = policies.iterates, policies.facts["medium_iterate"]
+        prey = policies.prey and greedy(policies.prey, action_kind)
         known = {k: v for k, v in policies.facts.items() if k != "training_returns"}
         scores = policies.facts["random_score"], policies.facts["expert_score"]
     if action_kind == "continuous" and env_id not in WITH_PREY:  # the paper's world: in the paper's unit
         scores = omar.PUBLISHED_SCORES[env_id]
-    if quality == "mix":
+    if is_mix(dataset):
         mix, (teams, facts_of_teams) = parse_mix(dataset, env_id), load_teams(env_id)
         known = dict(teams=facts_of_teams[: mix.teams])
-    arrays, start = {}, 0
-    chunks = plan(quality, size // horizon, medium, max(1, CHUNK_STEPS // horizon))
-    title = f"simulating {env_id} {name}"
-    with tqdm(total=size // horizon, desc=title, unit="episode", file=sys.stderr) as bar:
-        for chunk, (player, count) in enumerate(chunks):
-            chunk_seed = int(np.random.SeedSequence([seed, chunk]).generate_state(1)[0])
-            env = make_env(env_id, count, seed=chunk_seed, action_kind=action_kind)
-            actor = (
-                MixedTeams(mix, teams) if quality == "mix" else None if player is None else iterates[player]
-            )
-            for key, part in rollout(env, actor, torch.Generator().manual_seed(chunk_seed + 1)).items():
-                whole = arrays.setdefault(key, part.new_empty((size // horizon, *part.shape[1:])))
-                whole[start : start + count] = part
-            start += count
-            bar.update(count)
     facts = dict(
         env_id=env_id,
-        quality=quality,
+        quality="mix" if teams else dataset,
         action_kind=action_kind,
         random_score=scores[0],
         expert_score=scores[1],
         seed=seed,
-        dataset=name,
+        dataset=simulated_name(env_id, dataset),
         behaviour=json.dumps(known),
         versions=json.dumps({package: version(package) for package in PACKAGES}),
         format=FORMAT,
     )
+    arrays, start = {}, 0
+    chunks = plan(dataset, episodes, known.get("medium_iterate"), CHUNK_STEPS // horizon)
+    title = f"simulating {env_id} {facts['dataset']}"
+    with tqdm(total=episodes, desc=title, unit="episode", file=sys.stderr) as bar:
+        for chunk, (player, count) in enumerate(chunks):
+            chunk_seed = int(np.random.SeedSequence([seed, chunk]).generate_state(1)[0])
+            env = make_env(env_id, count, seed=chunk_seed, action_kind=action_kind, prey=prey)
+            actor = None if player is None else policies.iterates[player]
+            actor = MixedTeams(mix, teams) if teams else actor
+            for key, part in rollout(env, actor, torch.Generator().manual_seed(chunk_seed + 1)).items():
+                whole = arrays.setdefault(key, part.new_empty((episodes, *part.shape[1:])))
+                whole[start : start + count] = part
+            start += count
+            bar.update(count)
     found = Dataset(**arrays, facts=facts)
-    return replace(found, facts=facts | dependence_of(found))
+    return replace(found, facts=facts | measure_dependence(found))
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -270,16 +256,16 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
     """Write a dataset as an .h5 file of our format."""
     ends = np.zeros(dataset.rewards.shape[:2], bool)
     ends[:, -1] = True
-    arrays = dict(observations=dataset.observations, actions=dataset.actions, rewards=dataset.rewards)
+    arrays = dict(observations=dataset.observations, rewards=dataset.rewards)
     arrays |= {} if dataset.states is None else dict(states=dataset.states)
-    arrays = {k: v.numpy() if v.is_floating_point() else v.numpy().astype(np.int8) for k, v in arrays.items()}
+    narrow = np.float32 if dataset.actions.is_floating_point() else np.int8  # a byte holds a discrete action
+    arrays |= dict(actions=dataset.actions.numpy().astype(narrow))
     arrays |= dict(terminals=np.zeros_like(ends), timeouts=ends)
     try:
         with h5py.File(path, "w") as file:
-            # Kept to the end: an interrupt in the callback of an object that goes away would be swallowed.
-            kept = [file.create_dataset(name, data=array) for name, array in arrays.items()]
+            # Referred to until the end: an interrupt while one of these goes away would be swallowed.
+            _kept = [file.create_dataset(name, data=array) for name, array in arrays.items()]
             file.attrs.update(dataset.facts)
-            del kept
     except RuntimeError as error:  # HDF5 says so when a disk is full as it closes
         raise OSError(str(error)) if "errno" in str(error) else error from None
 
@@ -312,19 +298,19 @@ def tensor(array: np.ndarray) -> torch.Tensor:
 
 def check_facts(path: Path, facts: dict, env_id: str, action_kind: str) -> None:
     """Raise InputError unless the attributes are of the right kind, and of the task and kind of actions."""
-    number = lambda value: isinstance(value, (int, float))  # noqa: E731
+    number = {k: isinstance(v, (int, float)) for k, v in facts.items()}
     wrong = [(k, "a string") for k in TEXTS if not isinstance(facts[k], str)]
-    wrong += [(k, "a finite number") for k in SCORES if not number(facts[k]) or not math.isfinite(facts[k])]
-    for k in set(MEASURED) & set(facts):
-        wrong += [] if number(facts[k]) and facts[k] >= 0 else [(k, "a number that is not negative")]
+    wrong += [(k, "a finite number") for k in SCORES if not number[k] or not math.isfinite(facts[k])]
+    measured = [k for k in MEASURED if k in facts]
+    wrong += [(k, "a number that is not negative") for k in measured if not number[k] or not facts[k] >= 0]
     for k, what in wrong:
         raise InputError(f"{path}: the attribute {k} must be {what}")
     if facts["random_score"] == facts["expert_score"]:
         raise InputError(f"{path}: random_score equals expert_score, so that no score can be normalised")
-    if facts["action_kind"] != action_kind:
-        script = SCRIPT_OF_KIND.get(facts["action_kind"])
-        hint = f"; use {script}" if script else ""
-        raise InputError(f"{path} holds {facts['action_kind']} actions, not {action_kind} ones{hint}")
+    kind = facts["action_kind"]
+    if kind != action_kind:
+        hint = f"; use {SCRIPT_OF_KIND[kind]}" if kind in SCRIPT_OF_KIND else ""
+        raise InputError(f"{path} holds {kind} actions, not {action_kind} ones{hint}")
     if facts["env_id"] != env_id:
         raise InputError(f"{path} is data of {facts['env_id']}, not of {env_id}")
 
@@ -343,7 +329,7 @@ def check_shapes(path: Path, arrays: dict, env_id: str, action_kind: str) -> Non
     shape = arrays["observations"].shape
     if len(shape) != 4 or 0 in shape or shape[1] < 3:
         raise InputError(f"{path}: observations must be [episodes, steps + 1, agents, numbers], got {shape}")
-    (episodes, horizon, num, obs_dim) = shape[0], shape[1] - 1, shape[2], shape[3]
+    episodes, horizon, num, obs_dim = shape[0], shape[1] - 1, *shape[2:]
     try:
         env = make_env(env_id, 1, num, action_kind=action_kind)
     except InputError as error:  # the task cannot have this many agents

@@ -2,7 +2,7 @@
 on one another.
 
     python spacql.py --dataset mix:teams=3,unit=step,share=0.5,noise=0.1 --cql-alpha 2
-    python -m data.mixes --env-id simple_spread     # retrains the teams that envs/policies/ ships, in minutes
+    python -m data.mixes     # retrains the teams that envs/policies/ ships, in minutes
 
 A mix (`Mix`) lets m independently trained expert teams act in turn. At each step, or once per episode (unit),
 with probability `share` one team is drawn and all agents act as its members; otherwise every agent draws a
@@ -27,7 +27,6 @@ import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -41,7 +40,8 @@ from utils.files import atomic, parse, reading, run_script, say
 
 # ------------------------------------------------------------------------------------------------ mixed teams
 
-NUM_TEAMS = {"simple_spread": 4, two_doors.ENV_ID: 2}  # what can be mixed
+TEAMS_ENV_ID = "simple_spread"
+NUM_TEAMS = {TEAMS_ENV_ID: 4, two_doors.ENV_ID: 2}  # what can be mixed
 UNITS = ("episode", "step")
 TEAMS_FILE = "{}-discrete-teams.npz"
 
@@ -129,7 +129,7 @@ def teams_file(env_id: str, folder: Path = POLICY_DIR) -> Path:
     InputError, with the command that makes them, where there are none."""
     path = Path(folder) / TEAMS_FILE.format(env_id)
     if not path.is_file():
-        raise InputError(f"no policy file {path}; make it with: python -m data.mixes --env-id {env_id}")
+        raise InputError(f"no policy file {path}; make it with: python -m data.mixes")
     return path
 
 
@@ -162,7 +162,7 @@ UPDATES, EPOCHS, BATCH, LEARNING_RATE = 450, 4, 256, 0.01  # at most so many upd
 BIN_EDGES = torch.tensor([-1 / 3, 1 / 3])  # of each number of a continuous action
 
 
-def measure_dependence(dataset, seed: int = 0) -> tuple[float, float, float]:
+def measure_dependence(dataset, seed: int = 0) -> dict[str, float]:
     """The mean over agents of I(a_i ; a_-i | s) in nats, at least 0, its standard error over held-out
     episodes, and the predictability of an agent's actions from the state, 1 - H(a_i | s) / log(number of
     actions), from 0 to 1.
@@ -183,7 +183,7 @@ def measure_dependence(dataset, seed: int = 0) -> tuple[float, float, float]:
     """
     states, actions, num_actions = look_at(dataset)
     if len(actions) < 2 * HELD_OUT:
-        return 0.0, math.inf, 0.0
+        return dict(dependence=0.0, dependence_error=math.inf, predictability=0.0)
     held_out = torch.arange(len(actions)) % HELD_OUT == HELD_OUT - 1
     model = fit(states[~held_out].flatten(0, 1), actions[~held_out].flatten(0, 1), num_actions, seed)
     with torch.no_grad():
@@ -194,7 +194,10 @@ def measure_dependence(dataset, seed: int = 0) -> tuple[float, float, float]:
         gain = (joint.logsumexp(0) - others - alone).mean(0)  # of log p(a_i | s, a_-i) over log p(a_i | s)
     gain = gain.view(-1, actions.shape[1]).double().mean(1)  # of each held-out episode
     predictability = max(0.0, 1 + float(alone.double().mean()) / math.log(num_actions))
-    return max(0.0, float(gain.mean())), float(gain.std() / len(gain) ** 0.5), predictability
+    error = float(gain.std() / len(gain) ** 0.5)
+    return dict(
+        dependence=max(0.0, float(gain.mean())), dependence_error=error, predictability=predictability
+    )
 
 
 def look_at(dataset) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -250,34 +253,22 @@ def fit(states, actions, num_actions: int, seed: int) -> tuple[list[torch.Tensor
 class Args:
     """Settings; the defaults made the shipped teams."""
 
-    env_id: Literal["simple_spread"] = "simple_spread"
-    """the particle world that has teams to mix"""
-    seeds: tuple[int, ...] = (4, 5, 2)
+    seeds: tuple[int, int, int] = (4, 5, 2)
     """of the teams beside the shipped expert, whose seed is 1; 2 (as 3) came to the same convention as 1"""
-    iterations: int = 500
-    """PPO iterations of each"""
-    num_worlds: int = 256
-    """worlds stepped together; an iteration is one episode in each"""
     out: Path = POLICY_DIR
     """folder of the policy file"""
 
 
 def main(argv=None) -> None:
-    args = parse(Args, argv, description=__doc__)
-    if len(args.seeds) != NUM_TEAMS[args.env_id] - 1:
-        raise InputError(f"--seeds must be {NUM_TEAMS[args.env_id] - 1} numbers, not {len(args.seeds)}")
-    if min(args.iterations, args.num_worlds) < 1:
-        raise InputError("--iterations and --num-worlds must be at least 1")
-    start, path = time.time(), args.out / TEAMS_FILE.format(args.env_id)
-    settings = replace(default_args(args.env_id), iterations=args.iterations, num_worlds=args.num_worlds)
+    args, start = parse(Args, argv, description=__doc__), time.time()
+    path, settings = args.out / TEAMS_FILE.format(TEAMS_ENV_ID), default_args(TEAMS_ENV_ID)
     with atomic(path) as partial:  # around the training too: first it is seen whether the folder can be made
         trained = [train_behaviour(replace(settings, seed=seed)) for seed in args.seeds]
         actors = {f"actor{j}": np.stack([arrays[f"actor{j}"][-1] for arrays in trained]) for j in range(6)}
         facts = [json.loads(str(arrays["facts"])) for arrays in trained]
         teams = [{k: team[k] for k in ("expert_score", "training", "torch")} for team in facts]
-        np.savez_compressed(
-            partial, **actors, facts=np.array(json.dumps(dict(env_id=args.env_id, teams=teams)))
-        )
+        known = json.dumps(dict(env_id=TEAMS_ENV_ID, teams=teams))
+        np.savez_compressed(partial, **actors, facts=np.array(known))
     scores = ", ".join(f"{team['expert_score']:.1f}" for team in teams)
     say(f"{path}: scores {scores}, {path.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s")
 

@@ -12,13 +12,11 @@ and
 simple_world has no rows: it is a network in `pretrained_adv_model.pt`, in the folder `<env>/`.
 `data/export.py` writes such folders.
 
-Array letters: E episodes (e of them in a block), T steps, N learning agents, O observation numbers, A action
+Array letters: E episodes, T steps, N learning agents, O observation numbers, A action
 numbers, D state numbers, W worlds, H hidden units.
 """
 
 import os
-import re
-import sys
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +24,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from utils.errors import InputError, check_choice
 from utils.files import reading
@@ -37,7 +34,7 @@ class Shape(NamedTuple):
 
     agents: int
     obs_dim: int
-    act_dim: int
+    action_dim: int
     horizon: int
 
 
@@ -48,8 +45,7 @@ SHAPES = {
     "HalfCheetah-2x3": Shape(2, 6, 3, 1000),
 }
 STATE_DIM = 17  # HalfCheetah's
-# (random, expert): what the literature normalises returns with.
-PUBLISHED_SCORES = {
+PUBLISHED_SCORES = {  # (random, expert): what the literature normalises returns with
     "simple_spread": (159.8, 516.8),
     "simple_tag": (-4.1, 185.6),
     "simple_world": (-6.8, 79.5),
@@ -59,15 +55,12 @@ QUALITIES = ("random", "medium-replay", "medium", "expert")
 FOLDER_NAMES = {"HalfCheetah-2x3": "HalfCheetah-v2"}  # where OMAR's name of a task is not ours
 PREY_DIM = {"simple_tag": 14, "simple_world": 22}  # observation numbers of the prey
 PREY_FILE = "pretrained_adv_model.pt"
-PREY_LEVELS = 3  # how many folders above the data the prey's file is looked for
 BATCH_NORM_EPS = 1e-5  # torch's default, which OMAR's networks use
-BLOCK_ROWS = 50_000  # rows of one agent in memory at once while they are checked
 # Policies end in tanh and noise is clipped, so actions lie in [-1, 1], but for what scaling them to and fro
 # in floats adds: that is clipped. More means another unit, or actions before the tanh.
 ACTION_TOLERANCE = 1e-3
 # The next observation of a row and the observation of the row after it are one array written twice, hence
-# equal unless the two files were rounded differently. Rows out of order differ by whole steps, far more than
-# this.
+# equal unless they were rounded differently. Rows out of order differ by whole steps, far more than this.
 SAME = 1e-5
 
 
@@ -80,48 +73,21 @@ def read_folder(folder: Path, env_id: str) -> tuple[dict[str, np.ndarray], dict]
     is a time limit. Raises InputError naming the file, and the row where there is one, for whatever does not
     fit.
     """
-    folder = Path(folder)
     check_choice("env-id", env_id, SHAPES)
-    num, obs_dim, act_dim, horizon = SHAPES[env_id]
     files = open_files(folder, env_id)
-    episodes = len(files["obs", 0]) // horizon
-    arrays = dict(
-        observations=np.empty((episodes, horizon + 1, num, obs_dim), np.float32),
-        actions=np.empty((episodes, horizon, num, act_dim), np.float32),
-        rewards=np.empty((episodes, horizon, num), np.float32),
-    )
+    agents = [read_agent(folder, files, i, SHAPES[env_id].horizon) for i in range(SHAPES[env_id].agents)]
+    names = dict(observations="obs", actions="acs", rewards="rews")
+    arrays = {name: np.stack([agent[short] for agent in agents], axis=2) for name, short in names.items()}
     if has_states(env_id):
-        arrays["states"] = np.empty((episodes, horizon + 1, STATE_DIM), np.float32)
-    bar = tqdm(
-        total=episodes, desc=f"reading {folder}", unit="episode", delay=2, leave=False, file=sys.stderr
-    )
-    # "over": a double may be finite and too large for a float32, which is then found not to be finite.
-    with bar, np.errstate(over="ignore"):
-        for first in range(0, episodes, step := max(1, BLOCK_ROWS // horizon)):
-            block = slice(first, min(first + step, episodes))
-            for i in range(num):
-                part = read_agent(folder, files, i, block, horizon)
-                arrays["observations"][block, :, i] = part["obs"]
-                arrays["actions"][block, :, i] = part["acs"]
-                arrays["rewards"][block, :, i] = part["rews"]
-                if "states" in part:
-                    if i == 0:
-                        arrays["states"][block] = part["states"]
-                    apart = differ(arrays["states"][block], part["states"])  # [e, T + 1, D]
-                    for name, wrong in (("states", apart[:, :-1]), ("next_states", apart[:, 1:])):
-                        what = f"differs from {name}_0.npy, though the agents share one state"
-                        refuse(folder / f"{name}_{i}.npy", wrong, first, what)
-            bar.update(block.stop - block.start)
+        arrays["states"] = agents[0]["states"]
+        for i, agent in enumerate(agents[1:], start=1):
+            apart = differ(arrays["states"], agent["states"])  # [E, T + 1, D]
+            for name, wrong in (("states", apart[:, :-1]), ("next_states", apart[:, 1:])):
+                what = f"differs from {name}_0.npy, though the agents share one state"
+                refuse(folder / f"{name}_{i}.npy", wrong, what)
     random_score, expert_score = PUBLISHED_SCORES[env_id]
-    facts = dict(
-        env_id=env_id,
-        quality=quality_of(folder),
-        action_kind="continuous",
-        random_score=random_score,
-        expert_score=expert_score,
-        source="omar",
-    )
-    return arrays, facts
+    facts = dict(env_id=env_id, quality=quality_of(folder), action_kind="continuous", source="omar")
+    return arrays, facts | dict(random_score=random_score, expert_score=expert_score)
 
 
 def has_states(env_id: str) -> bool:
@@ -138,41 +104,33 @@ def quality_of(folder: Path) -> str:
 def open_files(folder: Path, env_id: str) -> dict[tuple[str, int], np.ndarray]:
     """All files of a folder, memory-mapped: {(name, agent): [R, width], or [R] for rewards and dones}.
 
-    Raises InputError for what the files' headers show: missing, unreadable or foreign files, wrong shapes and
+    Raises InputError for what files' headers show: missing, unreadable or foreign ones, wrong shapes and
     types.
     """
-    num, obs_dim, act_dim, horizon = SHAPES[env_id]
-    widths = dict(obs=obs_dim, acs=act_dim, rews=None, next_obs=obs_dim, dones=None)
-    if has_states(env_id):
-        widths |= dict(states=STATE_DIM, next_states=STATE_DIM)
+    num, obs_dim, action_dim, horizon = SHAPES[env_id]
+    widths = dict(obs=obs_dim, acs=action_dim, rews=None, next_obs=obs_dim, dones=None)
+    widths |= dict(states=STATE_DIM, next_states=STATE_DIM) if has_states(env_id) else {}
     if not folder.is_dir():
         raise InputError(f"no folder {folder}")
     if ".partial" in folder.name:
         raise InputError(f"{folder} is what an interrupted export left behind")
-    names = [f"{name}_{i}.npy" for i in range(num) for name in widths]
-    if missing := [name for name in names if not (folder / name).is_file()]:
+    places = {(name, i): folder / f"{name}_{i}.npy" for i in range(num) for name in widths}
+    missing = [path.name for path in places.values() if not path.is_file()]
+    if missing:
         listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        inner = next(
-            (p.parent for depth in ("*", "*/*") for p in sorted(folder.glob(f"{depth}/obs_0.npy"))), None
-        )
-        hint = f"; did you mean {inner}?" if inner else ""
-        raise InputError(
-            f"{folder} is not an OMAR folder of {env_id}: it lacks {listed} "
-            f"({', '.join(f'{name}_i.npy' for name in widths)} of agents 0..{num - 1} are expected){hint}"
-        )
-    for path in sorted(folder.iterdir()):
-        match = re.fullmatch(r"(\w+)_(\d+)\.npy", path.name)
-        if match and match[1] in widths and int(match[2]) >= num:
-            raise InputError(f"{path}: {env_id} has {num} learning agents, 0..{num - 1}")
-    files = {
-        (name, i): open_array(folder / f"{name}_{i}.npy", width, env_id)
-        for i in range(num)
-        for name, width in widths.items()
-    }
+        inner = [*sorted(folder.glob("*/obs_0.npy")), *sorted(folder.glob("*/*/obs_0.npy"))]
+        hint = f"; did you mean {inner[0].parent}?" if inner else ""
+        wanted = f"{', '.join(f'{name}_i.npy' for name in widths)} of agents 0..{num - 1} are expected"
+        raise InputError(f"{folder} is not an OMAR folder of {env_id}: it lacks {listed} ({wanted}){hint}")
+    for name in widths:
+        for path in sorted(folder.glob(f"{name}_[0-9]*.npy")):
+            if path not in places.values():
+                raise InputError(f"{path}: {env_id} has {num} learning agents, 0..{num - 1}")
+    files = {key: open_array(path, widths[key[0]], env_id) for key, path in places.items()}
     rows = len(files["obs", 0])
-    for (name, i), array in files.items():
+    for key, array in files.items():
         if len(array) != rows:
-            raise InputError(f"{folder / f'{name}_{i}.npy'} has {len(array)} rows, but obs_0.npy has {rows}")
+            raise InputError(f"{places[key]} has {len(array)} rows, but obs_0.npy has {rows}")
     if rows == 0 or rows % horizon:
         raise InputError(f"{folder / 'obs_0.npy'}: {rows} rows are not whole episodes of {horizon}")
     return files
@@ -196,27 +154,25 @@ def open_array(path: Path, width: int | None, env_id: str) -> np.ndarray:
     return array[:, 0] if width is None and array.ndim == 2 else array
 
 
-def read_agent(folder: Path, files: dict, i: int, block: slice, horizon: int) -> dict[str, np.ndarray]:
-    """The episodes `block` of agent i, checked: obs [e, T + 1, O], acs [e, T, A], rews [e, T], states [e, T +
-    1, D]."""
-    part, first = {}, block.start
-    for name in (name for name, agent in files if agent == i):
-        rows = files[name, i][first * horizon : block.stop * horizon].astype(np.float32)
-        part[name] = rows.reshape(-1, horizon, *rows.shape[1:])  # [e, T, ...]
-        refuse(folder / f"{name}_{i}.npy", ~np.isfinite(part[name]), first, "is not finite")
-    refuse(
-        folder / f"acs_{i}.npy", np.abs(part["acs"]) > 1 + ACTION_TOLERANCE, first, "is outside of [-1, 1]"
-    )
+def read_agent(folder: Path, files: dict, i: int, horizon: int) -> dict[str, np.ndarray]:
+    """Agent i's arrays, checked: obs [E, T + 1, O], acs [E, T, A], rews [E, T], states [E, T + 1, D]."""
+    part, paths = {}, {name: folder / f"{name}_{i}.npy" for name, agent in files if agent == i}
+    for name, path in paths.items():
+        with np.errstate(over="ignore"):  # a double may be finite and too large for a float32
+            rows = files[name, i].astype(np.float32)
+        part[name] = rows.reshape(-1, horizon, *rows.shape[1:])  # [E, T, ...]
+        refuse(path, ~np.isfinite(part[name]), "is not finite")
+    refuse(paths["acs"], np.abs(part["acs"]) > 1 + ACTION_TOLERANCE, "is outside of [-1, 1]")
     part["acs"] = part["acs"].clip(-1, 1)
     early = part.pop("dones") != 0
     early[:, -1] = False  # there the time limit ends the episode
-    refuse(folder / f"dones_{i}.npy", early, first, f"is done, but episodes end after {horizon} rows only")
-    for name in ("obs", "states") if "states" in part else ("obs",):
+    refuse(paths["dones"], early, f"is done, but episodes end after {horizon} rows only")
+    for name in [name for name in ("obs", "states") if name in part]:
         after = part.pop(f"next_{name}")
-        apart = np.zeros(after.shape, bool)
-        apart[:, :-1] = differ(after[:, :-1], part[name][:, 1:])
+        apart = differ(after[:, :-1], part[name][:, 1:])
+        apart = np.concatenate([apart, np.zeros_like(apart[:, :1])], axis=1)  # nothing follows the last row
         what = f"differs from the row after it in {name}_{i}.npy, though both are of one episode of {horizon}"
-        refuse(folder / f"next_{name}_{i}.npy", apart, first, what)
+        refuse(paths[f"next_{name}"], apart, what)
         part[name] = np.concatenate([part[name], after[:, -1:]], axis=1)
     return part
 
@@ -226,48 +182,19 @@ def differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.abs(a - b) > SAME * np.maximum(1, np.abs(a))
 
 
-def refuse(path: Path, wrong: np.ndarray, first: int, what: str) -> None:
-    """Raise InputError with the first row of `path` that is wrong: wrong [e, T, ...], from episode `first`
-    on."""
+def refuse(path: Path, wrong: np.ndarray, what: str) -> None:
+    """Raise InputError with the first row of `path` that is wrong: wrong [E, T, ...]."""
     if wrong.any():
-        episodes, horizon = wrong.shape[:2]
-        row = first * horizon + int(wrong.reshape(episodes * horizon, -1).any(1).argmax())
+        row = int(wrong.reshape(wrong.shape[0] * wrong.shape[1], -1).any(1).argmax())
         raise InputError(f"{path}: row {row} {what}")
 
 
-# ------------------------------------------------------------------------------------------------- the prey
-
-
-def find_prey_file(env_id: str, folder: Path, prey: Path | str | None = None) -> Path:
-    """The file of the prey that `folder` was logged with: `prey` if given, else beside the data or above
-    them.
-
-    Raises InputError where the task has no prey, or there is no such file.
-    """
-    if env_id not in PREY_DIM:
-        raise InputError(f"{env_id} has no prey")
-    if prey:
-        if not Path(prey).is_file():
-            raise InputError(f"--prey: no file {prey}")
-        return Path(prey)
-    folder = Path(os.path.abspath(folder))
-    for place in (folder, *folder.parents[:PREY_LEVELS]):
-        if (place / PREY_FILE).is_file():
-            return place / PREY_FILE
-    raise InputError(
-        f"no {PREY_FILE}, the prey of {env_id}, in {folder} or up to {PREY_LEVELS} folders above it "
-        f"(OMAR's download has it in {env_id}/); name it with --prey PATH"
-    )
-
-
 def load_prey(path: Path, env_id: str, device="cpu"):
-    """The prey of a file as a function for `Worlds(prey=...)`: observations [W, 14 or 22] -> forces [W, 2] in
-    [-1, 1].
+    """The prey of a file as a function for `Worlds(prey=...)`: observations [W, 14 or 22] -> forces [W, 2].
 
     Batch normalisation with the stored statistics, two ReLU layers and a tanh. Raises InputError for damaged
     or foreign files; nothing in them is executed.
     """
-    path = Path(path)
     check_choice("env-id of a task with prey", env_id, PREY_DIM)
     with reading(path, f"the prey of {env_id}"):
         with warnings.catch_warnings():

@@ -24,7 +24,7 @@ def make_env(env_id, num_worlds, num_agents=None, device="cpu", seed=0, action_k
             raise InputError(f"{env_id} has 2 agents, not {num_agents}")
         return HalfCheetah(num_worlds, device=device, seed=seed)
     if env_id == two_doors.ENV_ID:
-        return TwoDoors(num_worlds, action_kind, num_agents, device, seed)
+        return TwoDoors(num_worlds, num_agents, device, seed)
     if prey is None and env_id in WITH_PREY:
         prey = greedy(load_policies(env_id, device, action_kind=action_kind).prey, action_kind)
     return Worlds(env_id, num_worlds, action_kind, num_agents, prey, device, seed=seed)

@@ -1,5 +1,4 @@
-"""Batched HalfCheetah 2x3 of multi-agent MuJoCo: two agents, the back and the front leg, of three joints
-each.
+"""Batched HalfCheetah 2x3 of multi-agent MuJoCo: two agents, the back and the front leg, with 3 joints each.
 
 The numbers are those of gymnasium-robotics' `mamujoco_v1.parallel_env("HalfCheetah", "2x3", agent_obsk=0,
 global_categories=())`, that is, of gymnasium's HalfCheetah-v5; the tests compare the two step by step. Worlds
@@ -9,6 +8,7 @@ Array letters: W worlds, N = 2 agents.
 """
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -30,16 +30,15 @@ ENV_ID = "HalfCheetah-2x3"
 HORIZON = 1000  # steps per episode; a time limit, never a terminal state
 RESET_NOISE = 0.1
 CONTROL_COST = 0.1
-# Places of each agent's observation in the state: angle and velocity of its foot, shin and thigh. Its torques
-# go the other way: thigh, shin, foot.
+# Places in the state of an agent's observation: angle and velocity of foot, shin, thigh (torques: thigh
+# first).
 OBSERVED = ((4, 13, 3, 12, 2, 11), (7, 16, 6, 15, 5, 14))
 
 
 class HalfCheetah:
     """num_worlds HalfCheetahs stepped together, with the interface of envs.particles.Worlds.
 
-    processes: how many step them, this one included; by default as many as torch has threads, at most one per
-    world.
+    processes: how many step them, this one included; by default torch's threads, at most one per world.
     seed: fixes every later reset. The first worlds of a larger batch start as a smaller batch does.
     Raises InputError for counts below 1.
     """
@@ -50,34 +49,27 @@ class HalfCheetah:
 
     def __init__(self, num_worlds, device="cpu", seed=0, processes=None):
         processes = torch.get_num_threads() if processes is None else processes  # what OMP_NUM_THREADS allows
-        for name, count in (("worlds", num_worlds), ("processes", processes)):
-            if count < 1:
-                raise InputError(f"the number of {name} must be at least 1, not {count}")
-        self.num_worlds, self.device = num_worlds, torch.device(device)
+        if num_worlds < 1 or processes < 1:
+            raise InputError(f"worlds and processes must be at least 1, not {num_worlds} and {processes}")
+        self.num_worlds, self.device, self._workers = num_worlds, torch.device(device), []
+        self._end_workers = weakref.finalize(self, end_workers, self._workers)  # also at exit
         with tempfile.TemporaryFile() as file:  # without a name: gone with the last process that has it open
             file.truncate(num_worlds * ROW * 8)
             self._physics = Physics(file.fileno(), num_worlds)
-            self._workers = []
-            self._end_workers = weakref.finalize(self, end_workers, self._workers)  # also at exit
             processes = min(processes, num_worlds)
             bounds = [num_worlds * i // processes for i in range(processes + 1)]
-            self._own = (bounds[0], bounds[1])  # this process steps the first worlds itself
-            for start, stop in zip(bounds[1:-1], bounds[2:], strict=True):
-                self._workers.append(start_worker(file.fileno(), num_worlds, start, stop))
+            self._own, *others = itertools.pairwise(bounds)  # this process steps the first worlds itself
+            self._workers += [start_worker(file.fileno(), num_worlds, *part) for part in others]
         rows = self._physics.rows
-        self._positions, self._velocities, self._torques = (
-            rows[:, POSITIONS],
-            rows[:, VELOCITIES],
-            rows[:, -NUM_TORQUES:],
-        )
+        self._positions, self._velocities = rows[:, POSITIONS], rows[:, VELOCITIES]
+        self._torques = rows[:, -NUM_TORQUES:]
         self._seconds = self._physics.model.opt.timestep * FRAME_SKIP
         self._rest = self._physics.model.qpos0  # where an episode starts, but for noise
         self._seed(seed)
         self.reset()
 
     def _seed(self, seed):
-        # A generator each for positions and velocities: a start depends on its place, not on the number of
-        # worlds.
+        # One each for positions and velocities: a start depends on its place, not on how many there are.
         self._generators = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2)]
 
     def reset(self, seed=None, copies=1):
@@ -96,10 +88,8 @@ class HalfCheetah:
 
     def state(self):
         """The simulator's state [W, 17]: 8 positions (all but how far it has run) and 9 velocities."""
-        return torch.from_numpy(self._state().astype(np.float32)).to(self.device)
-
-    def _state(self):
-        return np.concatenate([self._positions[:, 1:], self._velocities], axis=1)
+        state = np.concatenate([self._positions[:, 1:], self._velocities], axis=1)
+        return torch.from_numpy(state.astype(np.float32)).to(self.device)
 
     def observe(self, i):
         """Observation of agent i, [W, 6]."""
@@ -116,14 +106,12 @@ class HalfCheetah:
     def advance(self, actions):
         """Move by torques `actions` [W, N, 3]; returns rewards [W, N], the same for both agents.
 
-        Raises InputError for other shapes or numbers that are not finite, RuntimeError where a worker has
-        ended.
+        Raises InputError for other shapes and what is not finite, RuntimeError where a worker has ended.
         """
         shape = (self.num_worlds, self.num_learners, self.action_dim)
         if tuple(actions.shape) != shape or not actions.is_floating_point():
-            raise InputError(
-                f"actions must be floats of shape {shape}, got {actions.dtype} {tuple(actions.shape)}"
-            )
+            got = f"{actions.dtype} {tuple(actions.shape)}"
+            raise InputError(f"actions must be floats of shape {shape}, got {got}")
         if not actions.isfinite().all():
             raise InputError("actions must be finite")
         if not self._end_workers.alive:
@@ -161,14 +149,8 @@ def start_worker(file: int, num_worlds: int, start: int, stop: int) -> subproces
     threads, or import the caller's script, torch and all. In its own session no Ctrl-C reaches it.
     """
     command = [sys.executable, PROGRAM, *map(str, (file, num_worlds, start, stop))]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        bufsize=0,
-        pass_fds=[file],
-        start_new_session=True,
-    )
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    return subprocess.Popen(command, **pipes, pass_fds=[file], start_new_session=True)
 
 
 def end_workers(workers: list[subprocess.Popen]) -> None:

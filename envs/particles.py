@@ -53,6 +53,11 @@ def arena_penalty(distance: torch.Tensor) -> torch.Tensor:
     return torch.where(distance < 0.9, 0.0, torch.where(distance < 1, 10 * (distance - 0.9), outside))
 
 
+def others_of(count: int) -> torch.Tensor:
+    """For each of `count` bodies the other ones, in order: [count, count - 1]."""
+    return torch.tensor([[j for j in range(count) if j != i] for i in range(count)])
+
+
 class Worlds:
     """num_worlds particle worlds stepped together.
 
@@ -102,10 +107,7 @@ class Worlds:
         solid_size = torch.cat([self.size, self.landmark_size[self.solid_landmarks]])
         self.contact_distance = self.size[:, None] + solid_size  # [P, P + solid landmarks]
         self.is_self = torch.eye(*self.contact_distance.shape, device=self.device, dtype=dtype)
-        self.others = torch.tensor(  # [P, P - 1]: for each body the other ones, in order
-            [[j for j in range(self.num_bodies) if j != i] for i in range(self.num_bodies)],
-            device=self.device,
-        )
+        self.others = others_of(self.num_bodies).to(self.device)
         self.reset()
         self.obs_dim = self.observe(0).shape[-1]
 

@@ -6,27 +6,28 @@ It is the reference that `envs/particles.py` is tested against (the two share no
 pictures.
 
 What OMAR's variant changes, and where:
-- `_Physics`: positions move by the *new* velocity, and an agent's force is scaled twice by its `accel` (gain
+- `Physics`: positions move by the *new* velocity, and an agent's force is scaled twice by its `accel` (gain
   5 in simple_spread, 9 for predators, 16 for the prey).
-- `_Spread`: reward by inverse distance, -5 per touch; a wider start for more than 3 agents.
-- `_Tag`: both sides are also rewarded by the distances between predators and prey.
-- `_SimpleWorld`: `mpe2`'s simple_world_comm with 3 predators and 1 prey who all see through the forests and
+- `Spread`: reward by inverse distance, -5 per touch; a wider start for more than 3 agents.
+- `Tag`: both sides are also rewarded by the distances between predators and prey.
+- `SimpleWorld`: `mpe2`'s simple_world_comm with 3 predators and 1 prey who all see through the forests and
   never talk, rewarded like simple_tag; the prey earns 0.05 per unit of distance to the nearest food.
 
 Lengths, velocities and times are in the engine's units (one step is 0.1). P bodies (agents), L landmarks.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import gymnasium
 import numpy as np
-import pygame
 from gymnasium.utils import seeding
 from mpe2._mpe_utils.core import World
 from mpe2.simple_spread import simple_spread
 from mpe2.simple_tag import simple_tag
 from mpe2.simple_world_comm import simple_world_comm
 from pettingzoo import ParallelEnv
+from PIL import Image, ImageDraw, ImageFont
 
 from utils.errors import InputError, check_choice
 
@@ -34,20 +35,18 @@ DIRECTIONS = np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]], dtype=np.float
 """Unit force [5, 2] of each discrete action: no-op, -x, +x, -y, +y."""
 
 FRAME_SIZE = 400  # pixels per side of a frame
-_SUPERSAMPLING = 3  # frames are drawn this much larger and shrunk, for smooth edges
-_PAPER, _ARENA, _OUTLINE = (255, 255, 255), (225, 225, 225), (45, 45, 45)
-_COLOURS = {  # of Okabe and Ito's palette, which colour-blind readers can tell apart
-    "agent": (86, 180, 233),
-    "target": (45, 45, 45),
-    "predator": (213, 94, 0),
-    "prey": (0, 114, 178),
-    "obstacle": (120, 120, 120),
+SUPERSAMPLING = 3  # frames are drawn this much larger and shrunk, for smooth edges
+PAPER, ARENA, OUTLINE = (255, 255, 255), (225, 225, 225), (45, 45, 45)
+COLOURS = {  # by mpe2's names of entities; Okabe and Ito's palette, told apart by colour-blind readers too
+    "agent": (86, 180, 233),  # the prey, too
+    "adversary": (230, 120, 40),
+    "landmark": (120, 120, 120),
     "food": (240, 228, 66),
     "forest": (178, 223, 197),
 }
 
 
-class _Physics(World):
+class Physics(World):
     """`mpe2`'s engine with OMAR's two differences."""
 
     def apply_action_force(self, p_force):
@@ -66,23 +65,23 @@ class _Physics(World):
                 entity.state.p_pos = start + entity.state.p_vel * self.dt
 
 
-def _with_physics(world):
+def with_physics(world):
     """Return `world` (any of mpe2's world classes, which only add attributes) under OMAR's physics."""
-    physics = _Physics()
+    physics = Physics()
     vars(physics).update(vars(world))
     return physics
 
 
-def _distance(a, b) -> float:
+def distance(a, b) -> float:
     return float(np.sqrt(np.sum(np.square(a.state.p_pos - b.state.p_pos))))
 
 
-class _Spread(simple_spread.Scenario):
+class Spread(simple_spread.Scenario):
     """N agents cover N landmarks without touching each other."""
 
     def make_world(self, num_agents):
         self.start_range = 1.0 if num_agents == 3 else 2.0  # crowds get twice the room
-        return _with_physics(super().make_world(num_agents))
+        return with_physics(super().make_world(num_agents))
 
     def reset_world(self, world, np_random):
         super().reset_world(world, np_random)
@@ -91,42 +90,34 @@ class _Spread(simple_spread.Scenario):
 
     def reward(self, agent, world):
         touches = -super().reward(agent, world)  # mpe2: -1 for each other agent touched
-        nearest = [min(_distance(a, landmark) for a in world.agents) for landmark in world.landmarks]
+        nearest = [min(distance(a, landmark) for a in world.agents) for landmark in world.landmarks]
         # 1 / max(d, 0.1) is min(1 / d, 10), defined at d = 0 as well
-        return sum(1.0 / max(distance, 0.1) for distance in nearest) - 5.0 * touches
-
-    def kind(self, entity, world):
-        return "agent" if entity in world.agents else "target"
+        return sum(1.0 / max(d, 0.1) for d in nearest) - 5.0 * touches
 
 
-class _Tag(simple_tag.Scenario):
+class Tag(simple_tag.Scenario):
     """3 predators hunt 1 prey around 2 obstacles."""
 
     start_range = 1.0
 
     def make_world(self, num_predators):
-        return _with_physics(super().make_world(num_good=1, num_adversaries=num_predators, num_obstacles=2))
+        return with_physics(super().make_world(num_good=1, num_adversaries=num_predators, num_obstacles=2))
 
     def reward(self, agent, world):
         (prey,) = self.good_agents(world)
-        shaping = 0.1 * sum(_distance(predator, prey) for predator in self.adversaries(world))
+        shaping = 0.1 * sum(distance(predator, prey) for predator in self.adversaries(world))
         # mpe2: hits alone for the predators; hits and the bounds penalty for the prey
         return super().reward(agent, world) + (-shaping if agent.adversary else shaping)
 
-    def kind(self, entity, world):
-        if entity in world.agents:
-            return "predator" if entity.adversary else "prey"
-        return "obstacle"
 
-
-class _SimpleWorld(simple_world_comm.Scenario):
+class SimpleWorld(simple_world_comm.Scenario):
     """3 predators hunt 1 prey among 1 obstacle, 2 food and 2 forests (the order of the landmarks)."""
 
     start_range = 1.0
 
     def make_world(self, num_predators):
         counts = {"num_landmarks": 1, "num_food": 2, "num_forests": 2}
-        world = _with_physics(super().make_world(num_good_agents=1, num_adversaries=num_predators, **counts))
+        world = with_physics(super().make_world(num_good_agents=1, num_adversaries=num_predators, **counts))
         world.dim_c = 0  # nobody talks: the communication at the end of mpe2's observations becomes empty
         for i, agent in enumerate(world.agents):
             agent.name = f"adversary_{i}" if agent.adversary else "agent_0"
@@ -137,25 +128,18 @@ class _SimpleWorld(simple_world_comm.Scenario):
     def reward(self, agent, world):
         (prey,) = self.good_agents(world)
         reward = super().reward(agent, world)
-        shaping = 0.1 * sum(_distance(predator, prey) for predator in self.adversaries(world))
+        shaping = 0.1 * sum(distance(predator, prey) for predator in self.adversaries(world))
         if agent.adversary:  # mpe2 counts the agent's own distance only: take it out and put the sum in
-            return reward + 0.1 * _distance(agent, prey) - shaping
+            return reward + 0.1 * distance(agent, prey) - shaping
         # mpe2 charges 0.05 times the distance to the nearest food, OMAR pays it: the difference is twice that
-        return reward + shaping + 2 * 0.05 * min(_distance(food, prey) for food in world.food)
-
-    def kind(self, entity, world):
-        if entity in world.agents:
-            return "predator" if entity.adversary else "prey"
-        if entity in world.food:
-            return "food"
-        return "forest" if entity in world.forests else "obstacle"
+        return reward + shaping + 2 * 0.05 * min(distance(food, prey) for food in world.food)
 
 
-_SCENARIOS = {"simple_spread": _Spread, "simple_tag": _Tag, "simple_world": _SimpleWorld}
+SCENARIOS = {"simple_spread": Spread, "simple_tag": Tag, "simple_world": SimpleWorld}
 
 
-def parallel_env(env_id, action_kind="discrete", num_agents=3, render_mode=None, max_cycles=25):
-    """Return the task as a PettingZoo `ParallelEnv`.
+class ParticleEnv(ParallelEnv):
+    """One particle world behind PettingZoo's parallel interface.
 
     env_id: "simple_spread", "simple_tag" or "simple_world".
     action_kind: "discrete" (`Discrete(5)`: no-op, -x, +x, -y, +y) or "continuous" (`Box(-1, 1, (2,))`).
@@ -164,44 +148,33 @@ def parallel_env(env_id, action_kind="discrete", num_agents=3, render_mode=None,
     render_mode: None or "rgb_array"; max_cycles: steps until truncation.
     Raises InputError, a ValueError, for anything else.
     """
-    return ParticleEnv(env_id, action_kind, num_agents, render_mode, max_cycles)
-
-
-class ParticleEnv(ParallelEnv):
-    """One particle world behind PettingZoo's parallel interface; see `parallel_env` for the arguments."""
 
     metadata: ClassVar = {"name": "particle_worlds", "render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(self, env_id, action_kind="discrete", num_agents=3, render_mode=None, max_cycles=25):
-        check_choice("environment", env_id, _SCENARIOS)
+        check_choice("environment", env_id, SCENARIOS)
         check_choice("action kind", action_kind, ["discrete", "continuous"])
         most = 10 if env_id == "simple_spread" else 3
         if not 3 <= num_agents <= most:
-            allowed = "3 to 10" if env_id == "simple_spread" else "exactly 3"
-            raise InputError(f"{env_id} takes {allowed} learning agents, not {num_agents}")
+            raise InputError(f"{env_id} has {'3 to 10' if most == 10 else '3'} agents, not {num_agents}")
         if render_mode is not None:
             check_choice("render mode", render_mode, self.metadata["render_modes"])
         self.action_kind, self.render_mode, self.max_cycles = action_kind, render_mode, max_cycles
-        self.scenario = _SCENARIOS[env_id]()
+        self.scenario = SCENARIOS[env_id]()
         self.world = self.scenario.make_world(num_agents)
         self._bodies = {agent.name: agent for agent in self.world.agents}
+        self.possible_agents, self.agents = list(self._bodies), []
         self._generator, _ = seeding.np_random(None)
-        self._new_episode()
+        self.scenario.reset_world(self.world, self._generator)
 
-        self.possible_agents = list(self._bodies)
-        self.agents = []
         # one space object per agent for good: seeding a space must hold from then on
-        if action_kind == "discrete":
-            spaces = {name: gymnasium.spaces.Discrete(5) for name in self._bodies}
-        else:
-            spaces = {name: gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32) for name in self._bodies}
-        self._action_spaces = spaces
-        self._observation_spaces = {
-            name: gymnasium.spaces.Box(-np.inf, np.inf, self.observe(name, np.float64).shape, np.float32)
-            for name in self._bodies
-        }
-        width = sum(space.shape[0] for space in self._observation_spaces.values())
-        self.state_space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
+        discrete, box = gymnasium.spaces.Discrete, gymnasium.spaces.Box
+        space = (
+            partial(discrete, 5) if action_kind == "discrete" else partial(box, -1.0, 1.0, (2,), np.float32)
+        )
+        self._action_spaces = {name: space() for name in self._bodies}
+        shapes = {name: self.observe(name).shape for name in self._bodies}
+        self._observation_spaces = {k: box(-np.inf, np.inf, shape, np.float32) for k, shape in shapes.items()}
 
     def observation_space(self, agent):
         return self._observation_spaces[agent]
@@ -209,16 +182,12 @@ class ParticleEnv(ParallelEnv):
     def action_space(self, agent):
         return self._action_spaces[agent]
 
-    def _new_episode(self):
-        self.steps = 0
-        self.scenario.reset_world(self.world, self._generator)
-
     def reset(self, seed=None, options=None):
         """Start an episode; a seed fixes it and those after it. Returns observations and infos by name."""
         if seed is not None:
             self._generator, _ = seeding.np_random(seed)
-        self._new_episode()
-        self.agents = self.possible_agents[:]
+        self.scenario.reset_world(self.world, self._generator)
+        self.steps, self.agents = 0, self.possible_agents[:]
         return {name: self.observe(name) for name in self.agents}, {name: {} for name in self.agents}
 
     def step(self, actions):
@@ -260,10 +229,6 @@ class ParticleEnv(ParallelEnv):
         """Observation of the agent of that name; ask for float64, the engine's type, for exact comparison."""
         return self.scenario.observation(self._bodies[agent], self.world).astype(dtype)
 
-    def state(self) -> np.ndarray:
-        """Every agent's observation side by side, float32, as the paper's global state."""
-        return np.concatenate([self.observe(name) for name in self.possible_agents])
-
     def get_state(self):
         """Return copies, float64, of positions [P, 2], velocities [P, 2] and landmarks [L, 2]."""
         positions = np.stack([agent.state.p_pos for agent in self.world.agents])
@@ -284,34 +249,35 @@ class ParticleEnv(ParallelEnv):
 
     def render(self):
         """Draw the world: an RGB picture [FRAME_SIZE, FRAME_SIZE, 3], uint8 (None without a render mode).
+        Each body bears its number among the agents.
 
         The square is where agents start. The view zooms out when a body leaves it, so nothing is cut off.
         """
         if self.render_mode is None:
             return None
-        entities = self.world.entities
-        arena = self.scenario.start_range
+        arena, entities = self.scenario.start_range, self.world.entities
         reach = max(np.abs(entity.state.p_pos).max() + entity.size for entity in entities)
         half = 1.02 * max(1.15 * arena, reach)  # half the side of what is seen
-        pixels = FRAME_SIZE * _SUPERSAMPLING
-        scale = pixels / (2 * half)
+        pixels = FRAME_SIZE * SUPERSAMPLING
+        picture = Image.new("RGB", (pixels, pixels), PAPER)
+        draw, scale = ImageDraw.Draw(picture), pixels / (2 * half)
 
-        def at(point):  # pixel of a point; the y axis points up
-            return float((point[0] + half) * scale), float((half - point[1]) * scale)
+        def box(x, y, radius):  # left, top, right, bottom in pixels, whose y axis points down
+            left, top, size = half + x - radius, half - y - radius, 2 * radius
+            return [scale * left, scale * top, scale * (left + size), scale * (top + size)]
 
-        line = _SUPERSAMPLING
-        # an off-screen surface of fixed depth needs no display
-        canvas = pygame.Surface((pixels, pixels), depth=32)
-        canvas.fill(_PAPER)
-        pygame.draw.rect(canvas, _ARENA, (*at((-arena, arena)), 2 * arena * scale, 2 * arena * scale), line)
+        draw.rectangle(box(0, 0, arena), outline=ARENA, width=SUPERSAMPLING)
         for entity in sorted(entities, key=lambda entity: -entity.size):  # small bodies on top of big ones
-            colour = _COLOURS[self.scenario.kind(entity, self.world)]
-            centre, radius = at(entity.state.p_pos), entity.size * scale
-            pygame.draw.circle(canvas, colour, centre, radius)
-            if radius > 4 * line:  # from far away an outline would hide the colour
-                pygame.draw.circle(canvas, _OUTLINE, centre, radius, line)
-        frame = pygame.transform.smoothscale(canvas, (FRAME_SIZE, FRAME_SIZE))
-        return pygame.surfarray.array3d(frame).transpose(1, 0, 2)  # pygame puts x first
+            colour = COLOURS[entity.name.replace("_", " ").split()[0]]
+            place = box(*entity.state.p_pos, entity.size)
+            draw.ellipse(place, fill=colour, outline=OUTLINE, width=SUPERSAMPLING)
+            if entity in self.world.agents:
+                number, font = (
+                    self.world.agents.index(entity),
+                    ImageFont.load_default(1.4 * entity.size * scale),
+                )
+                draw.text(np.add(place[:2], place[2:]) / 2, str(number), OUTLINE, font, anchor="mm")
+        return np.array(picture.resize((FRAME_SIZE, FRAME_SIZE), Image.Resampling.LANCZOS))
 
-    def close(self):
-        """Nothing to close: frames are drawn in memory."""
+
+parallel_env = ParticleEnv  # PettingZoo's name for what makes an environment

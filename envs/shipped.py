@@ -23,8 +23,6 @@ from utils.files import reading
 
 POLICY_DIR = Path(__file__).parent / "policies"
 CONTINUOUS_ENV_IDS = (*ENV_IDS, "HalfCheetah-2x3")
-HIDDEN = 64
-INITIAL_STD = 0.6  # of Gaussian actors, near that of uniform actions
 
 
 def init_mlp(count: int, sizes: tuple[int, ...], generator: torch.Generator) -> list[torch.Tensor]:
@@ -49,40 +47,27 @@ class Softmax:
     """Discrete policies. An actor is the six tensors of its networks, whose outputs are the logits."""
 
     @staticmethod
-    def init(count: int, obs_dim: int, action_dim: int, generator) -> list[torch.Tensor]:
-        """`count` stacked actors that start near uniform play."""
-        actor = init_mlp(count, (obs_dim, HIDDEN, HIDDEN, action_dim), generator)
-        actor[-2].mul_(0.01)
-        return actor
-
-    @staticmethod
-    def sample(logits: torch.Tensor, generator) -> torch.Tensor:
-        """Actions [...] drawn from softmax(logits [..., A]), by the Gumbel trick."""
+    def sample(actor, obs, generator) -> torch.Tensor:
+        """Actions [N, W] drawn by stacked actors on obs [N, W, O]."""
+        logits = mlp(actor, obs)
         uniform = torch.rand(logits.shape, generator=generator, device=logits.device).clamp_(1e-20, 1 - 1e-7)
-        return (logits - (-uniform.log()).log()).argmax(-1)
-
-    @classmethod
-    def explore(cls, actor, obs, generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sampled actions [N, W] on obs [N, W, O], and their log-probabilities [N, W]."""
-        log_pi = mlp(actor, obs).log_softmax(-1)
-        actions = cls.sample(log_pi, generator)
-        return actions, log_pi.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        return (logits - (-uniform.log()).log()).argmax(-1)  # the Gumbel trick
 
     @staticmethod
     def evaluate(actor, obs, actions) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities of actions [N, rows] on obs [N, rows, O], and the entropies; both [N, rows]."""
-        log_pi = mlp(actor, obs).log_softmax(-1)  # [N, rows, A]
+        """Log-probabilities [N, W] of actions on obs [N, W, O], and the entropies [N, W]."""
+        log_pi = mlp(actor, obs).log_softmax(-1)  # [N, W, A]
         return log_pi.gather(-1, actions.unsqueeze(-1)).squeeze(-1), -(log_pi.exp() * log_pi).sum(-1)
-
-    @classmethod
-    def act(cls, actor, obs, generator) -> torch.Tensor:
-        """Sampled actions [W, N], as the world takes them, on its observations [W, N, O]."""
-        return cls.sample(mlp(actor, obs.transpose(0, 1)).transpose(0, 1), generator)
 
     @staticmethod
     def greedy(actor, obs) -> torch.Tensor:
         """The most likely actions [N, W] on obs [N, W, O]."""
         return mlp(actor, obs).argmax(-1)
+
+    @classmethod
+    def act(cls, actor, obs, generator) -> torch.Tensor:
+        """Sampled actions [W, N], as the world takes them, on its observations [W, N, O]."""
+        return cls.sample(actor, obs.transpose(0, 1), generator).transpose(0, 1)
 
     @staticmethod
     def uniform(worlds, generator) -> torch.Tensor:
@@ -90,60 +75,41 @@ class Softmax:
         shape = (worlds.num_worlds, worlds.num_learners)
         return torch.randint(worlds.action_dim, shape, generator=generator, device=worlds.device)
 
-    @staticmethod
-    def playable(actions: torch.Tensor) -> torch.Tensor:
-        """What the world gets of sampled actions."""
-        return actions
-
 
 class Gaussian:
-    """Continuous policies, with the functions of Softmax. An actor is the six tensors of its networks, the
-    tanh of whose outputs is the mean, and log_std [N, 1, A], the same in every state.
+    """Continuous policies, with the functions of Softmax; actions have another axis, A. An actor is the six
+    tensors of its networks, the tanh of whose outputs is the mean, and log_std [N, 1, A], the same in every
+    state.
 
     PPO learns on the samples as drawn; the world gets them, and the datasets log them, clipped to [-1, 1].
     The entropy bonus also keeps the outputs small: a saturated tanh has no gradient and would not come back.
     """
 
-    @staticmethod
-    def init(count: int, obs_dim: int, action_dim: int, generator) -> list[torch.Tensor]:
-        log_std = torch.full((count, 1, action_dim), math.log(INITIAL_STD))
-        return [*Softmax.init(count, obs_dim, action_dim, generator), log_std]
-
-    @staticmethod
-    def log_prob(mean, log_std, actions) -> torch.Tensor:
-        """Log-density [...] of actions [..., A]."""
-        squares = ((actions - mean) / log_std.exp()) ** 2
-        return (-0.5 * squares - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
-
     @classmethod
-    def explore(cls, actor, obs, generator) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, log_std = cls.greedy(actor, obs), actor[6]
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        actions = mean + log_std.exp() * noise
-        return actions, cls.log_prob(mean, log_std, actions)
+    def sample(cls, actor, obs, generator) -> torch.Tensor:
+        mean = cls.greedy(actor, obs)
+        return mean + actor[6].exp() * torch.randn(mean.shape, generator=generator, device=mean.device)
 
-    @classmethod
-    def evaluate(cls, actor, obs, actions) -> tuple[torch.Tensor, torch.Tensor]:
+    @staticmethod
+    def evaluate(actor, obs, actions) -> tuple[torch.Tensor, torch.Tensor]:
         outputs, log_std = mlp(actor[:6], obs), actor[6]
+        squares = ((actions - outputs.tanh()) / log_std.exp()) ** 2
+        log_prob = -0.5 * squares - log_std - 0.5 * math.log(2 * math.pi)
         entropy = log_std + 0.5 * math.log(2 * math.pi * math.e) - outputs**2
-        return cls.log_prob(outputs.tanh(), log_std, actions), entropy.sum(-1)
-
-    @classmethod
-    def act(cls, actor, obs, generator) -> torch.Tensor:
-        return cls.playable(cls.explore(actor, obs.transpose(0, 1), generator)[0].transpose(0, 1))
+        return log_prob.sum(-1), entropy.sum(-1)
 
     @staticmethod
     def greedy(actor, obs) -> torch.Tensor:
         return mlp(actor[:6], obs).tanh()
 
+    @classmethod
+    def act(cls, actor, obs, generator) -> torch.Tensor:
+        return cls.sample(actor, obs.transpose(0, 1), generator).transpose(0, 1).clamp(-1, 1)
+
     @staticmethod
     def uniform(worlds, generator) -> torch.Tensor:
         shape = (worlds.num_worlds, worlds.num_learners, worlds.action_dim)
         return torch.rand(shape, generator=generator, device=worlds.device) * 2 - 1
-
-    @staticmethod
-    def playable(actions: torch.Tensor) -> torch.Tensor:
-        return actions.clamp(-1, 1)
 
 
 POLICY = {"discrete": Softmax, "continuous": Gaussian}

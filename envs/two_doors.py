@@ -17,8 +17,8 @@ import itertools
 import numpy as np
 import torch
 
-from envs.particles import HORIZON, NUM_ACTIONS
-from utils.errors import InputError, check_choice
+from envs.particles import HORIZON, NUM_ACTIONS, others_of
+from utils.errors import InputError
 
 ENV_ID = "two_doors"
 NUM_AGENTS = 3
@@ -31,31 +31,27 @@ LEFT, RIGHT = 1, 2  # the actions that move
 class TwoDoors:
     """num_worlds games stepped together, with the methods of Worlds that rollouts and evaluations use.
 
-    seed: fixes all later gusts. Raises InputError for another number of agents or kind of actions.
+    seed: fixes all later gusts. Raises InputError for another number of agents.
     The state may be read and assigned: cells [W, N], integers -2 .. 2.
     """
 
-    env_id, horizon, num_learners, prey = ENV_ID, HORIZON, NUM_AGENTS, None
+    env_id, action_kind, horizon, num_learners, prey = ENV_ID, "discrete", HORIZON, NUM_AGENTS, None
     obs_dim, action_dim = NUM_AGENTS, NUM_ACTIONS
 
-    def __init__(self, num_worlds, action_kind="discrete", num_agents=NUM_AGENTS, device="cpu", seed=0):
-        check_choice(f"action kind of {ENV_ID}", action_kind, ("discrete",))
+    def __init__(self, num_worlds, num_agents=NUM_AGENTS, device="cpu", seed=0):
         if num_agents != NUM_AGENTS:
             raise InputError(f"{ENV_ID} has {NUM_AGENTS} agents, not {num_agents}")
-        self.num_worlds, self.action_kind, self.device = num_worlds, action_kind, torch.device(device)
+        self.num_worlds, self.device = num_worlds, torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.moves = torch.tensor(MOVES, device=self.device)
-        self.others = torch.tensor(  # [N, N - 1]: for each agent the other ones, in order
-            [[j for j in range(NUM_AGENTS) if j != i] for i in range(NUM_AGENTS)], device=self.device
-        )
+        self.others = others_of(NUM_AGENTS).to(self.device)
         self.reset()
 
     def reset(self, seed=None, copies=1):
         """Start every game anew; returns observations [W, N, O].
 
         seed: starts the random numbers anew. copies: W / copies different sequences of gusts until the next
-        reset, the whole list repeated `copies` times, so that several teams can be compared under the same
-        gusts.
+        reset, the whole list repeated `copies` times, so that several teams are compared under the same ones.
         """
         if seed is not None:
             self.generator.manual_seed(seed)
@@ -74,9 +70,8 @@ class TwoDoors:
         """
         shape = (self.num_worlds, NUM_AGENTS)
         if tuple(actions.shape) != shape or actions.is_floating_point():
-            raise InputError(
-                f"discrete actions must have shape {shape}, got {actions.dtype} {tuple(actions.shape)}"
-            )
+            got = f"{actions.dtype} {tuple(actions.shape)}"
+            raise InputError(f"discrete actions must have shape {shape}, got {got}")
         cells = (self.cells + self.moves[actions]).clamp(-DOOR, DOOR)
         draws = torch.rand(self.num_worlds // self.copies, generator=self.generator, device=self.device)
         gust = draws.repeat(self.copies) < GUST  # [W]
@@ -90,9 +85,7 @@ def backward_induction(weigh) -> float:
     states = np.array(list(itertools.product(range(-DOOR, DOOR + 1), repeat=NUM_AGENTS)))  # [Z, N]
     moves = np.array(list(itertools.product((-1, 0, 1), repeat=NUM_AGENTS)))  # [M, N]
     reached = (states[:, None] + moves).clip(-DOOR, DOOR)  # [Z, M, N]
-    place = np.ravel_multi_index(
-        tuple((reached + DOOR).transpose(2, 0, 1)), (2 * DOOR + 1,) * NUM_AGENTS
-    )  # [Z, M]
+    place = (reached + DOOR) @ (2 * DOOR + 1) ** np.arange(NUM_AGENTS)[::-1]  # [Z, M], in `states`
     start = len(states) // 2  # the state in the middle: all on cell 0
     rewards = (np.abs(states.sum(1)) == DOOR * NUM_AGENTS).astype(float)
     values = np.zeros(len(states))  # of what is left of the episode
@@ -115,6 +108,5 @@ def random_score() -> float:
 
 
 def walk(action: int):
-    """A team that follows a convention, everybody plays `action`: observations [W, N, O] -> actions [W,
-    N]."""
+    """A team of which everybody always plays `action`: observations [W, N, O] -> actions [W, N]."""
     return lambda obs, generator: torch.full(obs.shape[:2], action, device=obs.device)
