@@ -212,9 +212,7 @@ def finished_rounds(folder: Path) -> int | None:
         return None
 
 
-def restore(
-    saved: dict | None, networks: dict, optimizers: dict, generators: list, scale: list
-) -> tuple[int, dict]:
+def restore(saved: dict | None, networks: dict, optimizers: dict, generators: list, scale: list) -> tuple:
     """Copy a checkpoint's state into networks {name: tensors}, optimizers {name: optimizer} and generators.
 
     Returns the next round and the history; of a new run, which has no checkpoint, 1 and an empty one. Raises
@@ -222,16 +220,14 @@ def restore(
     """
     if saved is None:
         return 1, {}
-    others = InputError("these are not the data of the run: their mean or deviation differs")
-    if len(saved["scale"]) != 2 or any(
-        a.shape != b.shape for a, b in zip(saved["scale"], scale, strict=True)
-    ):
-        raise others
-    if not all(torch.allclose(a.to(b.device), b) for a, b in zip(saved["scale"], scale, strict=True)):
-        raise others
+    for name, tensors in (networks | dict(scale=scale)).items():
+        if [t.shape for t in tensors] != [t.shape for t in saved[name]]:
+            raise InputError(f"the checkpoint's {name} does not fit these settings and data")
+    if not all(torch.allclose(a, b.cpu()) for a, b in zip(saved["scale"], scale, strict=True)):
+        raise InputError("these are not the data of the run: their mean or deviation differs")
+    if len(saved["generators"]) != len(generators):
+        raise InputError(f"the checkpoint holds {len(saved['generators'])} seeds, not {len(generators)}")
     for name, params in networks.items():
-        if [p.shape for p in params] != [p.shape for p in saved[name]]:
-            raise InputError(f"the checkpoint's {name} does not fit these settings")
         for param, value in zip(params, saved[name], strict=True):
             param.data.copy_(value)
     for name, optimizer in optimizers.items():
@@ -239,8 +235,6 @@ def restore(
             optimizer.load_state_dict(saved[name])
         except Exception as error:  # torch raises many kinds
             raise InputError(f"the checkpoint's {name} does not fit these settings: {error}") from None
-    if len(saved["generators"]) != len(generators):
-        raise InputError(f"the checkpoint holds {len(saved['generators'])} seeds, not {len(generators)}")
     for generator, state in zip(generators, saved["generators"], strict=True):
         try:
             generator.set_state(state)
