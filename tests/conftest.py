@@ -1,16 +1,21 @@
-"""What the tests of both training scripts run on. They read the script and its settings off the module of the test:
-SCRIPT, the script's module; SMALL, the flags of a tiny run; NAME, what its folder's name begins with.
-"""
+"""Fixtures of the tests."""
 
-import functools
+import os
 
 import pytest
 
-import utils.runs as runs
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' networks are tiny
+pytest.register_assert_rewrite("common")  # so that failed assertions there show their values too
 
-pytest.register_assert_rewrite("common")  # so that failed assertions there show their values, as those of tests do
+from common import SCRIPTS  # noqa: E402
 
-from common import load  # noqa: E402
+from utils import runs  # noqa: E402
+
+
+@pytest.fixture(scope="session", params=SCRIPTS, ids=str)
+def script(request):
+    """Either training script."""
+    return request.param
 
 
 @pytest.fixture
@@ -19,40 +24,15 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-    """Where the module's simulated datasets are kept."""
+    """Where simulated datasets are kept."""
     return tmp_path_factory.mktemp("simulated")
 
 
 @pytest.fixture
-def run(request, data_dir, monkeypatch):
-    """run(flags): train in this process, run folders under ./runs; later flags win over SMALL. No plot is drawn, since
-    that takes longer than all the rest."""
+def run(script, data_dir, monkeypatch, elsewhere):
+    """run(flags): train in this process, run folders under ./runs; later flags win over script.small. No plot
+    is drawn, since that takes longer than all the rest."""
     monkeypatch.setattr(runs, "plot_history", lambda path, *_: path.touch())
-    script, small = request.module.SCRIPT, request.module.SMALL
-    return lambda flags="": script.main([*small, "--data-dir", str(data_dir), *flags.split()])
-
-
-@pytest.fixture(scope="module")
-def finished(request, data_dir, tmp_path_factory):
-    """A finished run of two seeds: its folder and its summary. Tests must leave it as it is."""
-    module, out = request.module, tmp_path_factory.mktemp("finished")
-    flags = ["--data-dir", str(data_dir), "--out", str(out), "--num-seeds", "2"]
-    summary = module.SCRIPT.main([*module.SMALL, *flags])
-    return out / f"{module.NAME}2", summary
-
-
-@pytest.fixture(scope="module")
-def whole(request, data_dir, tmp_path_factory):
-    """whole(flags): the checkpoint of a run of 8 rounds that nothing interrupted."""
-    module = request.module
-
-    @functools.cache
-    def train(flags=""):
-        out = tmp_path_factory.mktemp("whole")
-        places = ["--data-dir", str(data_dir), "--out", str(out), "--name", "whole"]
-        module.SCRIPT.main([*module.SMALL, *flags.split(), *places, "--rounds", "8"])
-        return load(out / "whole")
-
-    return train
+    return lambda flags="": script.module.main([*script.small, "--data-dir", str(data_dir), *flags.split()])

@@ -1,0 +1,638 @@
+"""The functions of both training scripts, each against a slow and obvious reference written out as loops.
+
+A check takes the script and the function under test. It must accept the script's own function on inputs that
+Hypothesis draws, and reject every deliberate mistake that mutants_scripts.py lists under its name.
+
+Array letters as in the scripts: S seeds, E critics, B batch, K sizes, N agents, A numbers of an action, O of
+an observation, M agents in the penalty, C candidates of each.
+"""
+
+import itertools
+import math
+from functools import partial
+from unittest.mock import patch
+
+import pytest
+import torch
+from common import (
+    SCRIPTS,
+    SEEDS,
+    SIGMAS,
+    SMALL,
+    close,
+    double_networks,
+    evenly,
+    generator,
+    gradients,
+    indices,
+    normal,
+    rejects,
+    repeatable,
+    separate_network,
+)
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from mutants_scripts import MUTANTS
+from torch import nn
+
+CHECKS = {}  # by name: (check, the script's function that it is about, strategies, kinds of action)
+
+
+def check_of(function, *draws, kinds=("discrete", "continuous")):
+    """Register a check(script, function, *draws)."""
+
+    def register(check):
+        CHECKS[check.__name__.replace("_", " ")] = (check, function, draws, kinds)
+        return check
+
+    return register
+
+
+def holds(name, script, function):
+    """Run a check of that function, on drawn inputs if it takes any; the first failure ends it."""
+    check, _, draws, _ = CHECKS[name]
+
+    @settings(repeatable, phases=[Phase.generate])
+    @given(st.tuples(*draws))
+    def on(drawn):
+        check(script, function, *drawn)
+
+    on() if draws else check(script, function)
+
+
+def cases(*more):
+    """[(script, name of a check)] for all scripts that a check is for; with `more` also its mutants."""
+    found = []
+    for script, (name, (_, _, _, kinds)) in itertools.product(SCRIPTS, CHECKS.items()):
+        for mutant in MUTANTS[name] if more else [None]:
+            if script.kind in kinds and not (script.kind == "discrete" and mutant in CONTINUOUS_ONLY):
+                found.append(
+                    pytest.param(
+                        script, name, *([mutant] if more else []), id=f"{script}: {name} {mutant or ''}"
+                    )
+                )
+    return found
+
+
+CONTINUOUS_ONLY = {"policies swapped", "no density", "density of another candidate"}
+
+
+# ------ (1) partial action replacement
+
+
+@check_of("partial_replacement", st.integers(1, 5), SEEDS)
+def exactly_k_agents_are_replaced(script, replace, num, seed):
+    """The k agents first in order play their policy's whole action, the others the logged one."""
+    g = generator(seed)
+    sizes, order = torch.randint(1, num + 1, (3,), generator=g), torch.rand((2, 4, 3, num), generator=g)
+    logged, policy = script.actions(seed, 2, 4, num), 10 + script.actions(seed + 1, 2, 4, 3, num)
+    mixed = replace(logged, policy, order, sizes)
+    assert mixed.shape == policy.shape
+    for s, b, j in indices(2, 4, 3):
+        first = sorted(range(num), key=order[s, b, j].tolist().__getitem__)[: int(sizes[j])]
+        for i in range(num):
+            assert torch.equal(mixed[s, b, j, i], policy[s, b, j, i] if i in first else logged[s, b, i])
+    replaced = (replace(logged, policy, 0 * order, sizes) >= 9).all(-1).sum(-1)
+    assert torch.equal(replaced, sizes.expand_as(replaced)), "where all tie, too"
+
+
+@check_of("partial_replacement")
+def every_set_of_agents_is_equally_likely(script, replace, num=4, batch=6000):
+    """At each size, and independently of the set at any other size."""
+    logged, policy = script.actions(0, 2, batch, num), 10 + script.actions(1, 2, batch, num, num)
+    order = torch.rand((2, batch, num, num), generator=generator(2))
+    numbers = replace(logged, policy, order, torch.arange(1, num + 1)) >= 9  # [S, B, K, N, A]
+    assert torch.equal(numbers.any(-1), numbers.all(-1)), "whole actions"
+    sets = (numbers.all(-1) * 2 ** torch.arange(num)).sum(-1)  # [S, B, K], a set as a binary number
+    for j, k in itertools.combinations(range(num), 2):
+        evenly(sets[..., j], math.comb(num, j + 1))
+        evenly(2**num * sets[..., j] + sets[..., k], math.comb(num, j + 1) * math.comb(num, k + 1))
+
+
+# ------ (3) uncertainty and its weights
+
+
+@check_of("uncertainty", SEEDS, SMALL, st.integers(1, 5), SMALL, SMALL)
+def uncertainty_is_the_spread_of_the_members(script, measure, seed, *shape):
+    """Divided by E, not E - 1."""
+    q, expected = normal(seed, *shape), torch.zeros(shape[0], *shape[2:])
+    for s, b, k in indices(*expected.shape):
+        values = q[s, :, b, k].tolist()
+        mean = sum(values) / len(values)
+        expected[s, b, k] = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
+    close(measure(q).float(), expected, 1e-5)
+    assert (measure(q[:, :1]) == 0).all()
+
+
+@check_of("replacement_weights", st.lists(st.floats(1e-4, 1e4), min_size=1, max_size=6), st.floats(1e-2, 1e2))
+def weights_are_inverse_uncertainties(script, weigh, u, factor):
+    """On the simplex, (1 / u_k) / sum_m 1 / u_m, blind to the unit of u."""
+    for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-3)):
+        row = torch.tensor(u, dtype=dtype)
+        assert (
+            weigh(row).isfinite().all()
+            and (weigh(row) >= 0).all()
+            and abs(float(weigh(row).sum()) - 1) < 1e-5
+        )
+        close(weigh(row), [(1 / v) / sum(1 / x for x in u) for v in u], tolerance)
+        close(weigh(factor * row), weigh(row), tolerance)
+
+
+@check_of("replacement_weights")
+def sizes_without_spread_share_the_weight(script, weigh):
+    """All of it, and all sizes do if none has any; as with one critic."""
+    for dtype, u in itertools.product(
+        (torch.float32, torch.float64), itertools.product((0.0, 1e-3, 7.0), repeat=3)
+    ):
+        if 0.0 in u:
+            close(weigh(torch.tensor(u, dtype=dtype)), [float(v == 0) / u.count(0.0) for v in u], 1e-6)
+
+
+# ------ (2) and (4) the TD target
+
+
+@check_of("spacql_target", SEEDS, st.floats(0, 1), SMALL, SMALL, SMALL, SMALL)
+def target_mixes_the_smallest_member_of_each_size(script, target, seed, gamma, *shape):
+    num_seeds, _, batch, num_sizes = shape
+    rewards, q = normal(seed, num_seeds, batch), normal(seed + 1, *shape)
+    weights = normal(seed + 2, num_seeds, batch, num_sizes).softmax(-1)
+    expected = torch.zeros(num_seeds, batch, dtype=torch.float64)
+    for s, b in indices(num_seeds, batch):
+        smallest = [min(q[s, :, b, k].tolist()) for k in range(num_sizes)]
+        mixed = sum(w * low for w, low in zip(weights[s, b].tolist(), smallest, strict=True))
+        expected[s, b] = rewards[s, b] + gamma * mixed
+    close(target(rewards, q, weights, gamma), expected)
+
+
+def test_target_by_hand():
+    """Two critics, two sizes: u = 1 and 3, so w = 3/4 and 1/4; Y = 1 + 0.5 (3/4 * 2 + 1/4 * 4) = 2.25."""
+    for module in (script.module for script in SCRIPTS):
+        online = torch.tensor([[5.0, 1.0], [7.0, 7.0]]).view(1, 2, 1, 2)  # [S, E, B, K]
+        weights = module.replacement_weights(module.uncertainty(online))
+        close(weights, [[[0.75, 0.25]]], 1e-6)
+        slow = torch.tensor([[2.0, 9.0], [3.0, 4.0]]).view(1, 2, 1, 2)
+        close(module.spacql_target(torch.ones(1, 1), slow, weights, 0.5), [[2.25]], 1e-6)
+
+
+@check_of("spacql_target", kinds=("discrete",))
+def average_target_is_the_exact_operator(script, target, batch=40_000):
+    """Sampled next actions, by the script's own functions, average to equations (2) and (4) over all sets of
+    agents and all joint actions; the logged agents act alike, which the policies do not."""
+    num, gamma, module = 2, 0.9, script.module
+    actor, obs = double_networks(script, 3, 1, num, (4, 8, 8, 5)), normal(0, 1, 1, num, 4)
+    pi = [separate_network(actor, 0, i)(2 * obs[0, 0, i]).softmax(-1).tolist() for i in range(num)]
+    q, weights = 10 * normal(1, 2, 5, 5), [0.1, 0.9]  # Q of two members by the agents' actions; w_1, w_2
+    exact = 0.0
+    for a, chosen in itertools.product(range(5), ((0,), (1,), (0, 1))):  # logged: both agents play a
+        for played in itertools.product(range(5), repeat=2):
+            mixed = [played[i] if i in chosen else a for i in range(num)]
+            chance = pi[0][played[0]] * pi[1][played[1]] / 5 / math.comb(num, len(chosen))
+            exact += gamma * chance * weights[len(chosen) - 1] * min(q[:, mixed[0], mixed[1]].tolist())
+    g = [generator(5)]
+    logged = module.one_hot(torch.randint(5, (1, batch, 1), generator=g[0]).expand(-1, -1, num))
+    policy = module.sample_policy(actor, 2 * obs.expand(-1, batch, -1, -1), num, g)
+    order = torch.rand((1, batch, num, num), generator=g[0])
+    mixed = module.partial_replacement(logged, policy, order, torch.tensor([1, 2])).argmax(-1)[0]  # [B, K, N]
+    y = target(torch.zeros(1, batch), q[:, mixed[..., 0], mixed[..., 1]][None], torch.tensor(weights), gamma)
+    assert abs(float(y.mean()) - exact) < SIGMAS * float(y.std()) / math.sqrt(batch)
+
+
+# ------ (5) penalty and critics' loss
+
+
+@check_of("cql_penalty", SEEDS, SMALL, SMALL, SMALL, SMALL, SMALL)
+def penalty_is_a_mean_of_logs_of_weighted_sums(script, penalty, seed, *shape):
+    """Its gradient shares one unit out over an agent's candidates, and takes one from the data."""
+    *outer, some, count = shape
+    q, q_data = (3 * normal(seed, *shape)).requires_grad_(), normal(seed + 1, *outer).requires_grad_()
+    log_weights = normal(seed + 2, outer[0], outer[2], some, count)
+    actual, expected, slopes = penalty(q, log_weights, q_data), torch.zeros_like(q_data), torch.zeros_like(q)
+    for s, e, b in indices(*outer):
+        total = 0.0
+        for m in range(some):
+            parts = [
+                math.exp(x + w)
+                for x, w in zip(q[s, e, b, m].tolist(), log_weights[s, b, m].tolist(), strict=True)
+            ]
+            total += math.log(sum(parts)) / some
+            slopes[s, e, b, m] = torch.tensor(parts, dtype=q.dtype) / sum(parts) / some
+        expected[s, e, b] = total - q_data[s, e, b].item()
+    close(actual, expected)
+    down, up = torch.autograd.grad(actual.sum(), (q, q_data))
+    close(down, slopes)
+    close(up, -torch.ones_like(q_data))
+
+
+@check_of("critic_loss", SEEDS, st.floats(0, 5), SMALL, SMALL, SMALL)
+def critic_loss_is_each_members_own(script, loss, seed, alpha, *shape):
+    q, penalty, target = normal(seed, *shape), normal(seed + 1, *shape), normal(seed + 2, shape[0], shape[2])
+    expected = torch.zeros(shape[:2], dtype=torch.float64)
+    for s, e, b in indices(*shape):
+        expected[s, e] += ((q[s, e, b] - target[s, b]) ** 2 + alpha * penalty[s, e, b]) / shape[2]
+    close(loss(q, target, penalty, alpha), expected)
+
+
+# ------ (6) actors' loss
+
+
+def slow_actor_loss(script, outputs, q, logged, clone_weight, extra, s, i):
+    """The loss of one agent of one seed, summed up transition by transition."""
+    total, batch = 0.0, outputs.shape[1]
+    for b in range(batch):
+        out, taken = outputs[s, b, i], logged[s, b, i].tolist()
+        if script.kind == "discrete":
+            pi = out.exp() / out.exp().sum()
+            value = sum(p * v for p, v in zip(pi, q[s, b, i].tolist(), strict=True))
+            entropy = -sum(p * p.log() for p in pi)
+            total = total - value - extra * entropy - clone_weight * pi[taken.index(1)].log()
+        else:
+            apart = sum((x.tanh() - a) ** 2 for x, a in zip(out, taken, strict=True)) / len(taken)
+            small = sum(script.module.ACTION_L2 * x.tanh() ** 2 + extra * x**2 for x in out) / len(taken)
+            total = total - q[s, b, i] + clone_weight * apart + small
+    return total / batch
+
+
+@check_of("actor_loss", SEEDS, st.floats(0, 3), st.floats(0, 3), SMALL, SMALL, SMALL)
+def actors_ascend_their_own_value(script, loss, seed, clone_weight, extra, *shape):
+    """Every agent's loss, and its gradients in its outputs and in Q."""
+    outputs, q, logged = script.loss_inputs(seed, *shape)
+    outputs.requires_grad_()
+    q.requires_grad_(script.kind == "continuous")  # the actors' own actions are in it
+    actual = loss(outputs, q, logged, clone_weight, extra)
+    rows = [
+        [slow_actor_loss(script, outputs, q, logged, clone_weight, extra, s, i) for i in range(shape[2])]
+        for s in range(shape[0])
+    ]
+    expected = torch.stack([torch.stack(row) for row in rows])
+    close(actual, expected.detach())
+    inputs = [outputs, q] if q.requires_grad else [outputs]
+    slopes = [torch.autograd.grad(x.sum(), inputs, retain_graph=True) for x in (actual, expected)]
+    for mine, theirs in zip(*slopes, strict=True):
+        close(mine, theirs)
+
+
+# ------ actions
+
+
+@check_of("counterfactuals", SEEDS, st.integers(1, 4), SMALL, SMALL)
+def counterfactuals_change_one_agent_at_a_time(script, change, seed, num, some, count):
+    """Row (m, c) is the joint action in which the m-th chosen agent plays its candidate c."""
+    some = min(some, num)
+    actions, to = script.actions(seed, 2, 3, num), script.actions(seed + 1, 2, 3, some, count)
+    agents = torch.rand((2, 3, num), generator=generator(seed)).argsort(-1)[..., :some]
+    rows = change(actions, agents, to)
+    assert rows.shape == (2, 3, some, count, num, script.dim)
+    for s, b, m, c in indices(2, 3, some, count):
+        for i in range(num):
+            played = to[s, b, m, c] if i == agents[s, b, m] else actions[s, b, i]
+            assert torch.equal(rows[s, b, m, c, i], played)
+
+
+@check_of("sample_policy")
+def samples_follow_the_policy(script, sample, count=20_000):
+    """By their frequencies; a seed's are the same with other seeds beside it."""
+    actor = double_networks(script, 0, 2, 2, (4, 8, 8, script.dim))
+    actor[4].data.mul_(4), actor[5].data.mul_(4)
+    obs, seeds = 2 * normal(1, 2, 2, 2, 4), (3, 4)
+    drawn = sample(actor, obs, count, [generator(seed) for seed in seeds])
+    assert drawn.shape == (2, 2, count, 2, script.dim)
+    alone = sample([p[1:] for p in actor], obs[1:], count, [generator(seeds[1])])
+    assert torch.equal(alone[0], drawn[1]) and not torch.equal(drawn[0], drawn[1])
+    for s, b, i in indices(2, 2, 2):
+        out, x = separate_network(actor, s, i)(obs[s, b, i]).detach(), drawn[s, b, :, i]
+        if script.kind == "discrete":
+            assert torch.equal(x.sort(-1).values, torch.eye(5)[4].expand_as(x)), "one-hot"
+            pi = out.softmax(-1)
+            assert ((x.mean(0) - pi).abs() <= SIGMAS * (pi * (1 - pi) / count).sqrt() + 1e-4).all()
+        else:
+            noise, free = script.module.TARGET_NOISE, out.tanh().abs() < 0.8
+            assert (
+                x.abs().max() <= 1
+                and (x.median(0).values - out.tanh()).abs().max() < 2 * noise / count**0.5 * 3
+            )
+            assert free.any() and ((x.std(0) / noise - 1).abs()[free] < SIGMAS / (2 * count) ** 0.5).all()
+
+
+def test_samples_stay_actions_where_probabilities_vanish():
+    """Softmax sums to a little under 1 where it is rounded; the last action takes the rest."""
+    module = SCRIPTS[0].module
+    actor = [1e4 * p for p in module.init_networks([generator(0)], 3, (4, 8, 8, 5))]
+    obs = torch.randn((1, 500, 3, 4), generator=generator(1))
+    drawn = module.sample_policy(actor, obs, 200, [generator(2)])
+    greedy = module.one_hot(module.actor_outputs(actor, obs).argmax(-1)).unsqueeze(2)
+    assert (drawn.sum(-1) == 1).all() and (drawn == greedy).float().mean() > 0.99
+
+
+def test_one_hot_marks_the_action():
+    assert SCRIPTS[0].module.one_hot(torch.tensor([[0, 4]])).tolist() == [[[1, 0, 0, 0, 0], [0, 0, 0, 0, 1]]]
+
+
+# ------ what the penalty holds against the data
+
+
+def proposals(script, propose, penalty, batch=600, num=3, some=2):
+    """Candidates for logged actions and, with forces, two policies: all that went in and came out."""
+    logged = script.actions(0, 2, batch, num)
+    policies = [script.actions(seed, 2, batch, num) for seed in (1, 2)]
+    args, g = dict(penalty=penalty, penalty_agents=some), [generator(3), generator(4)]
+    joint, log_weights = script.candidates(propose, args, logged, g, policies)
+    return logged, policies, joint, log_weights
+
+
+@check_of("penalty_candidates")
+def candidates_change_random_agents(script, propose):
+    """Each row changes one agent; which are drawn, every pair in order equally often."""
+    logged, _, joint, log_weights = proposals(script, propose, "cfcql")
+    assert joint.shape == (2, 600, 2, 5 if script.kind == "discrete" else 30, 3, script.dim)
+    assert log_weights.shape == joint.shape[:4]
+    changed = (joint != logged[:, :, None, None]).any(-1)  # [S, B, M, C, N]
+    assert (changed.any(3).sum(-1) == 1).all(), "all candidates of a row are one agent's"
+    agents = changed.any(3).long().argmax(-1)  # [S, B, M]
+    evenly(3 * agents[..., 0] + agents[..., 1], 6)
+    assert not torch.equal(agents[0], agents[1])
+    if script.kind == "discrete":
+        own = joint.take_along_dim(agents[..., None, None, None], 4).squeeze(4)  # [S, B, M, C, A]
+        assert torch.equal(own, torch.eye(5).double().expand_as(own)) and (log_weights == 0).all()
+
+
+def own_candidates(logged, joint):
+    """The candidates [S, B, M, C, A] in rows that change one agent each, and whose they are [S, B, M]."""
+    agents = (joint != logged[:, :, None, None]).any(-1).any(3).long().argmax(-1)
+    return joint.take_along_dim(agents[..., None, None, None], 4).squeeze(4), agents
+
+
+@check_of("penalty_candidates", kinds=("continuous",))
+def candidates_are_weighed_by_their_densities(script, propose):
+    """Ten uniform ones, ten around each policy, by torch's own densities where they were drawn."""
+    logged, policies, joint, log_weights = proposals(script, propose, "cfcql")
+    own, agents = own_candidates(logged, joint)
+    assert own.abs().max() <= 1
+    uniform, *near = own.split(10, dim=3)
+    close(log_weights[..., :10], (0 * uniform + math.log(2)).sum(-1) - math.log(30), 1e-5)
+    total = uniform.numel()
+    assert abs(float(uniform.mean())) < SIGMAS * math.sqrt(1 / 3 / total)
+    assert abs(float(uniform.square().mean()) - 1 / 3) < SIGMAS * math.sqrt(4 / 45 / total)
+    for policy, actions, weights in zip(policies, near, log_weights[..., 10:].split(10, dim=3), strict=True):
+        mean = policy.take_along_dim(agents.unsqueeze(-1), 2).unsqueeze(3)  # [S, B, M, 1, A]
+        normal_there = torch.distributions.Normal(mean, script.module.CANDIDATE_NOISE)
+        expected = -normal_there.log_prob(actions).sum(-1) - math.log(30)
+        kept = (actions.abs() < 1).all(-1)
+        close(weights[kept], expected[kept], 1e-3)
+        assert (weights[~kept] > expected[~kept]).all(), "what is clipped was drawn further out"
+        free = mean.abs().amax(-1).squeeze(-1) < 0.2
+        noise = (actions - mean)[free] / script.module.CANDIDATE_NOISE
+        assert abs(float(noise.mean())) < SIGMAS / noise.numel() ** 0.5
+        assert abs(float(noise.square().mean()) - 1) < SIGMAS * (2 / noise.numel()) ** 0.5
+
+
+@check_of("penalty_candidates")
+def joint_candidates_take_the_team_as_one_agent(script, propose):
+    """macql: uniform joint actions; with forces also the policies' together, and densities multiply."""
+    _, policies, joint, log_weights = proposals(script, propose, "macql", batch=2000)
+    assert joint.shape[2] == 1 and log_weights.shape == joint.shape[:4]
+    if script.kind == "discrete":
+        assert joint.shape[3] == 3 * 5 and (log_weights == 0).all()
+        assert ((joint == 0) | (joint == 1)).all() and (joint.sum(-1) == 1).all()
+        evenly((joint.argmax(-1) * 5 ** torch.arange(3)).sum(-1), 5**3)
+        assert not torch.equal(joint[0], joint[1])
+    else:
+        first, *near = joint.squeeze(2).split(10, dim=2)  # [S, B, C, N, A]
+        assert abs(float(first.mean())) < SIGMAS * math.sqrt(1 / 3 / first.numel())
+        close(log_weights[:, :, 0, :10], torch.full(first.shape[:3], 6 * math.log(2) - math.log(30)), 1e-5)
+        for policy, actions, weights in zip(
+            policies, near, log_weights[..., 10:].split(10, dim=3), strict=True
+        ):
+            density = torch.distributions.Normal(policy.unsqueeze(2), script.module.CANDIDATE_NOISE)
+            kept = (actions.abs() < 1).flatten(3).all(-1)
+            expected = -density.log_prob(actions).sum((-2, -1)) - math.log(30)
+            close(weights.squeeze(2)[kept], expected[kept], 1e-3)
+            assert kept.float().mean() > 0.1
+
+
+@check_of("penalty_candidates", st.sampled_from(["cfcql", "macql"]), st.booleans(), kinds=("continuous",))
+def penalty_estimates_the_integral_over_all_actions(script, propose, penalty, near):
+    """Of a hill of Q near two policies, without a bias: log int_a exp Q = log of the hill's volume."""
+    width, count, num = 0.25, 20_000, 1 if penalty == "cfcql" else 2
+    actions = torch.zeros(2, 1, 2, 2)
+    policies = [torch.full_like(actions, mean) for mean in (0.05, -0.1) if near]
+    with patch.object(script.module, "CANDIDATES", count):
+        args = dict(penalty=penalty, penalty_agents=1)
+        joint, log_weights = script.candidates(propose, args, actions, [generator(0), generator(1)], policies)
+    q = -joint.square().sum((-2, -1)).double() / (2 * width**2)  # [S, B, 1, C]
+    exact = 2 * num * math.log(width * math.sqrt(2 * math.pi))
+    value = script.module.cql_penalty(q.unsqueeze(1), log_weights.double(), torch.full((2, 1, 1), 7.0))
+    ratios = (q + log_weights).exp()
+    error = ratios.std(-1) / ratios.mean(-1) / ratios.shape[-1] ** 0.5  # of a log of a mean
+    assert (
+        (value.flatten() + 7 - exact).abs() < SIGMAS * error.flatten() + 1e-3
+    ).all() and error.max() < 0.05
+
+
+# ------ networks
+
+
+@check_of(
+    "critic_values", SEEDS, SMALL, SMALL, st.integers(1, 6), SMALL, st.sampled_from([1, 50, 100, 10**9])
+)
+def critics_are_separate_networks(script, values, seed, num_seeds, members, batch, rows, cache):
+    """Q and its gradients in weights and actions, of every member by itself on concat(state, joint action),
+    into however many parts a batch is cut."""
+    critic = double_networks(script, seed, num_seeds, members, (4 + 2 * script.dim, 7, 6, 1))
+    state = normal(seed, num_seeds, batch, 4)
+    joint = script.actions(seed, num_seeds, batch, rows, 2).requires_grad_()
+    alone, slopes = joint.detach().clone().requires_grad_(), normal(seed + 1, num_seeds, members, batch, rows)
+    with patch.object(script.module, "CACHE_NUMBERS", cache):
+        q = values(critic, state, joint)
+    assert q.shape == slopes.shape
+    (q * slopes).sum().backward()
+    for s, e in indices(num_seeds, members):
+        network = separate_network(critic, s, e)
+        for b, r in indices(batch, rows):
+            out = network(torch.cat([state[s, b], alone[s, b, r].flatten()]))[0]
+            close(q[s, e, b, r], out)
+            (out * slopes[s, e, b, r]).backward()
+        for stacked, single in zip(critic, gradients(network), strict=True):
+            close(stacked.grad[s, e], single)
+    close(joint.grad, alone.grad)
+
+
+@check_of("actor_outputs", SEEDS, SMALL, SMALL, SMALL)
+def actors_are_separate_networks(script, act, seed, num_seeds, batch, num):
+    """Outputs and their gradient, of every agent by itself on its own observation."""
+    actor = double_networks(script, seed, num_seeds, num, (4, 7, 6, script.dim))
+    obs, slopes = normal(seed, num_seeds, batch, num, 4), normal(seed + 1, num_seeds, batch, num, script.dim)
+    outputs = act(actor, obs)
+    assert outputs.shape == slopes.shape
+    (outputs * slopes).sum().backward()
+    for s, i in indices(num_seeds, num):
+        network = separate_network(actor, s, i)
+        for b in range(batch):
+            out = network(obs[s, b, i])
+            close(outputs[s, b, i], out)
+            (out * slopes[s, b, i]).sum().backward()
+        for stacked, single in zip(actor, gradients(network), strict=True):
+            close(stacked.grad[s, i], single)
+
+
+@check_of("init_networks")
+def networks_start_as_linear_layers_do(script, init, count=4, sizes=(20, 150, 60, 3)):
+    """Uniform within 1 / sqrt(fan_in); no two alike; a seed's are the same without the others."""
+    params = init([generator(0), generator(1)], count, sizes)
+    alone = init([generator(1)], count, sizes)
+    assert all(torch.equal(p[1], q[0]) for p, q in zip(params, alone, strict=True))
+    for j, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+        for p, shape in zip(params[2 * j : 2 * j + 2], ((fan_in, fan_out), (1, fan_out)), strict=True):
+            assert p.shape == (2, count, *shape)
+            x = p.double() * math.sqrt(
+                fan_in
+            )  # uniform in [-1, 1]: variance 1/3, variance of the square 4/45
+            assert (0.99 if x.numel() > 1000 else 0.7) < x.abs().max() <= 1 + 1e-6
+            assert x.mean().abs() < SIGMAS * math.sqrt(1 / 3 / x.numel())
+            assert (x.square().mean() - 1 / 3).abs() < SIGMAS * math.sqrt(4 / 45 / x.numel())
+            assert len(p.flatten(0, 1).flatten(1).unique(dim=0)) == 2 * count
+
+
+def linear_layers(generators, count, sizes):
+    """What init_networks promises, from torch's own layers."""
+    params = []
+    for fan_in, fan_out in itertools.pairwise(sizes):
+        layers = []
+        for g in generators:
+            with torch.random.fork_rng():
+                torch.manual_seed(g.initial_seed() + fan_in)
+                layers.append([nn.Linear(fan_in, fan_out) for _ in range(count)])
+        for part in (lambda x: x.weight.data.T, lambda x: x.bias.data[None]):
+            params.append(torch.stack([torch.stack([part(x) for x in row]) for row in layers]))
+    return params
+
+
+def test_torchs_own_layers_pass_as_linear_layers(script):
+    networks_start_as_linear_layers_do(script, linear_layers)
+
+
+@check_of("clip_gradients", st.floats(1e-3, 1e3), SEEDS)
+def each_network_is_clipped_by_itself(script, clip, limit, seed):
+    """As torch's clip_grad_norm_ clips it alone."""
+    params = double_networks(script, seed, 2, 3, (3, 4, 1))
+    for j, p in enumerate(
+        params
+    ):  # networks of very different gradients, so that some are clipped and some not
+        p.grad = normal(seed + j, *p.shape) * torch.tensor([0.01, 1, 100.0]).double().view(1, 3, 1, 1)
+    before = [p.grad.clone() for p in params]
+    with patch.object(script.module, "MAX_GRAD_NORM", limit):
+        clip(params)
+    for s, m in indices(2, 3):
+        alone = [nn.Parameter(p.detach()[s, m].clone()) for p in params]
+        for p, grad in zip(alone, before, strict=True):
+            p.grad = grad[s, m].clone()
+        nn.utils.clip_grad_norm_(alone, limit)
+        for p, q in zip(params, alone, strict=True):
+            close(p.grad[s, m], q.grad)
+
+
+@check_of("per_seed")
+def a_seed_draws_the_same_numbers_alone(script, stack):
+    """And beside others, call after call."""
+    together, alone = [generator(s) for s in (4, 2, 8)], [generator(2)]
+    for draw, args in ((torch.rand, ((3, 2),)), (torch.randint, (9, (5,))), (torch.randn, ((1, 4),))):
+        drawn = stack(draw, together, *args)
+        assert len(drawn) == 3 and not torch.equal(drawn[0], drawn[1])
+        assert torch.equal(drawn[1], stack(draw, alone, *args)[0])
+        assert not torch.equal(drawn, stack(draw, together, *args)), "the generators have moved on"
+        stack(draw, alone, *args)
+
+
+# ------ data and scores
+
+
+def standardised(values):
+    """A column minus its mean over its deviation, 0 where it is constant."""
+    values = values.double()
+    mean = sum(values.flatten().tolist()) / values.numel()
+    width = math.sqrt(sum((v - mean) ** 2 for v in values.flatten().tolist()) / values.numel())
+    return (values - mean) / (width if width > 1e-6 else 1.0)
+
+
+@check_of("prepare", SEEDS, st.booleans())
+def transitions_stay_inside_their_episode(script, prepare, seed, states):
+    """All steps but an episode's last, once each, with the same episode's next step behind them; inputs have
+    mean 0 and deviation 1; rewards are the agents' means up to one constant."""
+    raw = script.dataset(seed, states)
+    data, (mean, std) = prepare(raw, torch.device("cpu"))
+    obs = torch.zeros(4, 4, 2, 5, dtype=torch.float64)
+    for i, o in indices(2, 5):
+        obs[:, :, i, o] = standardised(raw.observations[:, :, i, o])
+    state = (
+        torch.stack([standardised(raw.states[..., d]) for d in range(7)], -1) if states else obs.flatten(2)
+    )
+    actions = raw.actions if script.kind == "continuous" else torch.eye(5)[raw.actions]
+    assert [len(x) for x in data] == [4 * 2] * 7 and mean.shape == std.shape == (2, 5)
+    offsets = []
+    for row, (e, t) in enumerate(indices(4, 2)):
+        expected = [
+            state[e, t],
+            obs[e, t],
+            actions[e, t],
+            None,
+            state[e, t + 1],
+            obs[e, t + 1],
+            actions[e, t + 1],
+        ]
+        for x, y in zip(data, expected, strict=True):
+            if y is not None:
+                close(x[row], y, 1e-3)
+        offsets.append(float(data[3][row]) - float(raw.rewards[e, t].mean()))
+    assert max(offsets) - min(offsets) < 1e-5 and abs(offsets[0] + float(raw.rewards.mean())) < 1e-5
+    close(((raw.observations - mean) / std)[0, 0], obs[0, 0], 1e-3)
+
+
+@check_of("play", SEEDS)
+def actors_see_in_play_what_they_saw_in_training(script, play, seed):
+    raw = script.dataset(seed, False)
+    data, scale = script.module.prepare(raw, torch.device("cpu"))
+    actor = script.module.init_networks([generator(0), generator(1)], 2, (5, 8, 8, script.dim))
+    outputs = script.module.actor_outputs(actor, data[1].expand(2, -1, -1, -1))
+    expected = outputs.argmax(-1) if script.kind == "discrete" else outputs.tanh()
+    played = play(actor, raw.observations[:, :2].flatten(0, 1).expand(2, -1, -1, -1), scale)
+    close(played.double(), expected.double(), 1e-5)
+
+
+class Counting:
+    """Worlds of two agents that reward the first by its action and the second by 100 times the step."""
+
+    horizon = 3
+
+    def reset(self, seed, copies):
+        self.time, starts = 0, torch.arange(2.0) + seed
+        self.obs = starts.repeat(copies)[:, None, None].expand(-1, 2, 1)  # [S * B, N, O]
+        return self.obs
+
+    def step(self, actions):
+        self.time += 1
+        return self.obs, torch.stack([actions[:, 0], torch.full((len(actions),), 100.0 * self.time)], dim=1)
+
+
+@check_of("evaluate")
+def returns_are_summed_over_time_and_averaged_over_agents(script, evaluate):
+    """Seed s plays s + the observation: its return in world b is (3 (s + 40 + b) + 100 + 200 + 300) / 2."""
+    policy = lambda obs: torch.arange(3.0)[:, None, None] + obs[..., 0]  # noqa: E731
+    returns = evaluate(policy, Counting(), 3, 40)
+    assert returns.tolist() == [[(3 * (s + 40 + b) + 600) / 2 for b in range(2)] for s in range(3)]
+
+
+# ------ the checks and their mutants
+
+
+@pytest.mark.parametrize(("script", "name"), cases())
+def test_equation(script, name):
+    holds(name, script, getattr(script.module, CHECKS[name][1]))
+
+
+@pytest.mark.parametrize(("script", "name", "mutant"), cases("mutants"))
+def test_mutant_is_rejected(script, name, mutant):
+    right = getattr(script.module, CHECKS[name][1])
+    rejects(holds, name, script, partial(MUTANTS[name][mutant], right))
+
+
+def test_every_check_has_mutants_and_at_most_four():
+    assert CHECKS.keys() <= MUTANTS.keys() and all(1 <= len(mutants) <= 4 for mutants in MUTANTS.values())
