@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -213,6 +213,18 @@ class Script:
     @property
     def name(self):
         return f"{self.module.__name__}.py"
+
+    def train(self, data_dir, flags=""):
+        """A small run in this process, in ./runs; later flags win."""
+        return self.module.main([*self.small, "--data-dir", str(data_dir), *flags.split()])
+
+    def edited(self, old, new):
+        """The script with another text in one place."""
+        source = Path(self.module.__file__).read_text()
+        assert source.count(old) == 1, old
+        module = ModuleType(self.module.__name__)
+        exec(compile(source.replace(old, new), self.module.__file__, "exec"), module.__dict__)
+        return replace(self, module=module)
 
     def actions(self, seed, *shape):
         """Random actions [..., A] as they are inside the script: one-hot, or forces in [-1, 1]."""

@@ -1,6 +1,7 @@
 """Fixtures of the tests."""
 
 import os
+from functools import partial
 
 import pytest
 
@@ -9,6 +10,8 @@ pytest.register_assert_rewrite("common")  # so that failed assertions there show
 
 from common import SCRIPTS  # noqa: E402
 
+from data.datasets import HORIZONS  # noqa: E402
+from envs.half_cheetah import HalfCheetah  # noqa: E402
 from utils import runs  # noqa: E402
 
 
@@ -32,7 +35,9 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def run(script, data_dir, monkeypatch, elsewhere):
-    """run(flags): train in this process, run folders under ./runs; later flags win over script.small. No plot
-    is drawn, since that takes longer than all the rest."""
+    """run(flags): a small run of the script. HalfCheetah's episodes are short, and no plot is drawn, since
+    that takes longer than all the rest."""
     monkeypatch.setattr(runs, "plot_history", lambda path, *_: path.touch())
-    return lambda flags="": script.module.main([*script.small, "--data-dir", str(data_dir), *flags.split()])
+    monkeypatch.setattr(HalfCheetah, "horizon", 25)
+    monkeypatch.setitem(HORIZONS, "HalfCheetah-2x3", 25)
+    return partial(script.train, data_dir)

@@ -1,7 +1,7 @@
 """Deliberate mistakes in the training scripts, by the check that must reject them, at most four each.
 
-A mutant takes the right function and its arguments. Mutants of a round's steps or of a run on a GPU are edits of
-the script's text instead: what is replaced, and by what.
+A mutant takes the right function and its arguments. Mutants of a round's steps, or of a run on a GPU, are
+edits of the script's text instead: what is replaced, and by what.
 """
 
 import torch
@@ -230,5 +230,35 @@ MUTANTS = {
         "mean over time": lambda right, policy, env, *rest: right(policy, env, *rest) / env.horizon,
         "seeds swapped": lambda right, *args: right(*args).flip(0),
         "another start": lambda right, policy, env, num_seeds, seed: right(policy, env, num_seeds, seed + 1),
+    },
+}
+
+ROUND = {
+    "target": {
+        "u of the targets": ("uncertainty(critic_values(critic,", "uncertainty(critic_values(target_critic,"),
+        "present actions": ("partial_replacement(next_actions", "partial_replacement(actions"),
+        "policies at s": ("sample_policy(target_actor, next_obs", "sample_policy(target_actor, obs"),
+        "it has a gradient": (
+            "no_grad():\n                sampled",
+            "enable_grad():\n                sampled",
+        ),
+    },
+    "critics": {
+        "values of the next state": (
+            "q = critic_values(critic, state",
+            "q = critic_values(critic, next_state",
+        ),
+        "not clipped": ("clip_gradients(critic)\n", "pass\n"),
+        "equal weights": ("replacement_weights(u)\n", "replacement_weights(0 * u)\n"),
+        "no discount": ("weights, args.gamma)", "weights, 1.0)"),
+    },
+    "actors": {
+        "next observations": (
+            "outputs = actor_outputs(actor, obs)",
+            "outputs = actor_outputs(actor, next_obs)",
+        ),
+        "one critic": ("state, joint).mean(1)", "state, joint)[:, 0]"),
+        "not clipped": ("clip_gradients(actor)\n", "pass\n"),
+        "targets follow twice as fast": ("critic + actor, TAU", "critic + actor, 2 * TAU"),
     },
 }
