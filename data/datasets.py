@@ -22,6 +22,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -266,7 +267,8 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
             file.update(arrays)
             file.attrs.update(dataset.facts)
     except RuntimeError as error:  # HDF5 says so when a disk is full as it closes
-        raise OSError(str(error)) if "errno" in str(error) else error from None
+        number = re.search(r"errno = (\d+)", str(error))
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else error from None
 
 
 def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
