@@ -266,7 +266,10 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
         with interrupts_at_the_end(), h5py.File(path, "w") as file:
             file.update(arrays)
             file.attrs.update(dataset.facts)
-    except RuntimeError as error:  # HDF5 says so when a disk is full as it closes
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # HDF5 raises either where a disk is full, as it writes or closes
         number = re.search(r"errno = (\d+)", str(error))
         raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else error from None
 
