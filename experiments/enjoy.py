@@ -1,0 +1,102 @@
+"""Plays, scores and films what a run has learnt, as CleanRL's `enjoy` does.
+
+    python -m experiments.enjoy runs/NAME                   # its scores again, as one line of JSON
+    python -m experiments.enjoy runs/NAME --gif team.gif    # and a film of its first seed
+
+Takes run folders of spacql.py and spacql_continuous.py. By default the episodes are those behind the run's
+own reported scores, so that these come out again. Films are of the particle worlds, whose pictures number
+the agents.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import tyro
+
+import spacql
+import spacql_continuous
+from data.datasets import find_prey, normalise
+from envs import make_env
+from envs.particles import ENV_IDS
+from experiments.films import compose, film, save_gif
+from utils import runs
+from utils.errors import InputError, check_choice
+from utils.files import parse, run_script, say
+
+SCRIPTS = {script.SCRIPT: script for script in (spacql, spacql_continuous)}
+KINDS = {spacql.SCRIPT: "discrete", spacql_continuous.SCRIPT: "continuous"}
+FILMED = 3  # episodes
+
+
+@dataclass(frozen=True)
+class Args:
+    """What to play."""
+
+    folder: tyro.conf.Positional[Path]
+    """run folder of either script, or its checkpoint.pt"""
+    episodes: int | None = None
+    """episodes for each seed; default as many as the run itself was scored in"""
+    gif: Path | None = None
+    """film three episodes of the first seed into this file"""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+
+
+def load_team(folder, device="cpu"):
+    """What a run folder holds: the training script, its Args, the checkpoint with its networks on the device,
+    and a function of a number that makes as many worlds. Raises InputError for damaged or foreign folders."""
+    folder, saved = runs.load_checkpoint(folder)
+    check_choice("script of a run", saved["script"], SCRIPTS)
+    script = SCRIPTS[saved["script"]]
+    try:
+        args = script.Args(**saved["args"])
+    except TypeError:
+        raise InputError(f"the settings of {folder} are not those of this version") from None
+    for name in (*runs.NETWORKS, "scale"):
+        saved[name] = [x.to(device) for x in saved[name]]
+    worlds = partial(make_env, args.env_id, num_agents=saved["actor"][0].shape[1], device=device)
+    if script is spacql_continuous:
+        prey = find_prey(args.env_id, args.dataset, args.prey, device)
+        worlds = partial(worlds, action_kind="continuous", prey=prey)
+    return script, args, saved, worlds
+
+
+def main(argv=None):
+    """Score the run's teams and print the summary as JSON, then film; returns the summary."""
+    args = parse(Args, argv, description="\n".join(__doc__.splitlines()[:4]))
+    if args.episodes is not None and args.episodes < 1:
+        raise InputError(f"--episodes must be at least 1, not {args.episodes}")
+    script, settings, saved, worlds = load_team(args.folder, runs.pick_device(args.device))
+    if args.gif and settings.env_id not in ENV_IDS:
+        raise InputError(f"only {', '.join(ENV_IDS)} can be filmed, not {settings.env_id}")
+    policy = partial(script.play, saved["actor"], scale=saved["scale"])
+    episodes = args.episodes or script.FINAL_FACTOR * settings.eval_episodes
+    env = worlds(settings.num_seeds * episodes)
+    returns = script.evaluate(policy, env, settings.num_seeds, script.EVAL_SEED + 1)  # [S, episodes]
+    scores = normalise(returns.mean(1), saved["facts"])
+    summary = dict(
+        folder=str(args.folder),
+        env_id=settings.env_id,
+        dataset=settings.dataset,
+        rounds=saved["round"],
+        episodes=episodes,
+        seeds=list(range(settings.seed, settings.seed + settings.num_seeds)),
+        scores=[round(score, 2) for score in scores.tolist()],
+        score_mean=round(float(scores.mean()), 2),
+        score_std=round(float(scores.std(correction=0)), 2),
+        data_score=round(saved["facts"]["data_score"], 2),
+    )
+    print(json.dumps(summary), flush=True)
+    if args.gif:
+        first = partial(script.play, [p[:1] for p in saved["actor"]], scale=saved["scale"])
+        frames = film(worlds(1), first, script.EVAL_SEED, FILMED)
+        title = f"{settings.env_id}: score {summary['scores'][0]:.0f}"
+        save_gif(args.gif, compose([frames], [title]), len(frames) // FILMED)
+        say(f"{args.gif}: seed {settings.seed}, {FILMED} episodes")
+    return summary
+
+
+if __name__ == "__main__":
+    run_script("experiments.enjoy", main)
