@@ -156,14 +156,14 @@ def find_prey(env_id, dataset: str, prey: str | None = None, device="cpu"):
         if prey:
             raise InputError(f"--prey is for OMAR folders of {' and '.join(WITH_PREY)}")
         return None
+    if not prey and not folder.is_dir():  # of a finished run: another prey would be no answer
+        raise InputError(f"no dataset {dataset}, and so no prey")
     places = [Path(prey)] if prey else [place / file for place in (folder, *folder.parents[:PREY_LEVELS])]
     for path in places:
         if path.is_file():
             return omar.load_prey(path, env_id, device)
     if prey:
         raise InputError(f"--prey: no file {prey}")
-    if not folder.is_dir():  # of a finished run: another prey would be no answer
-        raise InputError(f"no dataset {dataset}, and so no prey")
     where = f"in {folder} or up to {PREY_LEVELS} folders above it (OMAR's download has it in {env_id}/)"
     raise InputError(f"no {file}, the prey of {env_id}, {where}; name it with --prey PATH")
 

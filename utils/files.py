@@ -37,7 +37,7 @@ def current_commit() -> str:
 def one_line(error: BaseException) -> str:
     """What an exception says, in one printable line of bounded length."""
     text = " ".join((getattr(error, "strerror", None) or str(error)).split())
-    return "".join(c if c.isprintable() else "?" for c in text)[:300] or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text[:300].strip()) or type(error).__name__
 
 
 # --------------------------------------------------------------------------------------------- command lines

@@ -1,0 +1,624 @@
+"""OMAR's folders: are they read as an obvious loop writes them, is each kind of damage refused in one line
+that names the file and row, does what is written read back bit for bit, and does the prey act as the network
+that was stored?
+
+The folders are made here row by row, by `make_folder`, which shares no code with data/omar.py.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+import types
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from common import Trap, generator, one_line, repeatable
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from data import export, mixes, omar
+from data.datasets import find_prey, load_dataset
+from data.export import write_folder, write_prey
+from data.omar import PREY_DIM, PREY_FILE, load_prey, read_folder
+from envs.particles import WITH_PREY, Worlds
+from envs.shipped import init_mlp, mlp
+from utils.errors import InputError
+
+# Agents, observation and action numbers, steps: the published shapes, written down once more; and the scores.
+SHAPES = {
+    "simple_spread": (3, 18, 2, 25),
+    "simple_tag": (3, 16, 2, 25),
+    "simple_world": (3, 24, 2, 25),
+    "HalfCheetah-2x3": (2, 6, 3, 1000),
+}
+SCORES = dict(zip(SHAPES, [(159.8, 516.8), (-4.1, 185.6), (-6.8, 79.5), (-283.97, 3568.81)], strict=True))
+
+
+def make_arrays(env_id, episodes, seed=0):
+    """Random episodes: observations, actions, rewards and, for HalfCheetah, states."""
+    (num, obs_dim, action_dim, horizon), rng = SHAPES[env_id], np.random.default_rng(seed)
+    arrays = dict(
+        observations=rng.normal(0, 3, (episodes, horizon + 1, num, obs_dim)),
+        actions=rng.uniform(-1, 1, (episodes, horizon, num, action_dim)),
+        rewards=rng.normal(0, 9, (episodes, horizon, num)),
+    )
+    if env_id == "HalfCheetah-2x3":
+        arrays["states"] = rng.normal(0, 3, (episodes, horizon + 1, 17))
+    return {k: v.astype(np.float32) for k, v in arrays.items()}
+
+
+def make_folder(folder, arrays, dtype=np.float32, columns=False, dones=np.float32):
+    """The files of OMAR's format, row by row. columns: rewards and dones as [R, 1]."""
+    folder.mkdir(parents=True)
+    episodes, horizon, num = arrays["rewards"].shape
+    for i in range(num):
+        rows = {}
+        for e in range(episodes):
+            for t in range(horizon):
+                row = dict(obs=arrays["observations"][e, t, i], next_obs=arrays["observations"][e, t + 1, i])
+                row |= dict(
+                    acs=arrays["actions"][e, t, i], rews=arrays["rewards"][e, t, i], dones=t == horizon - 1
+                )
+                if "states" in arrays:
+                    row |= dict(states=arrays["states"][e, t], next_states=arrays["states"][e, t + 1])
+                for name, value in row.items():
+                    rows.setdefault(name, []).append(
+                        [value] if columns and name in ("rews", "dones") else value
+                    )
+        for name, values in rows.items():
+            np.save(folder / f"{name}_{i}.npy", np.array(values, dones if name == "dones" else dtype))
+    return folder
+
+
+def same(read, arrays):
+    return read.keys() == arrays.keys() and all(
+        (read[k].dtype, read[k].shape, read[k].tobytes())
+        == (np.float32, arrays[k].shape, arrays[k].tobytes())
+        for k in arrays
+    )
+
+
+def as_dataset(arrays, **facts):
+    tensors = {k: torch.from_numpy(v) for k, v in arrays.items()}
+    return SimpleNamespace(**{"states": None} | tensors, facts=facts)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """folders[env_id]: a folder of three episodes (HalfCheetah two) to copy from."""
+    top, episodes = (
+        tmp_path_factory.mktemp("omar"),
+        {"simple_spread": 3, "simple_tag": 3, "HalfCheetah-2x3": 2},
+    )
+    place = lambda env_id: top / env_id / "medium" / "seed_0_data"  # noqa: E731
+    return {
+        env_id: make_folder(place(env_id), make_arrays(env_id, count)) for env_id, count in episodes.items()
+    }
+
+
+@pytest.fixture
+def copied(folders, tmp_path):
+    """copied(env_id): a copy of such a folder."""
+    return lambda env_id="simple_spread": shutil.copytree(folders[env_id], tmp_path / "x", dirs_exist_ok=True)
+
+
+# ----------------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("env_id", SHAPES)
+@pytest.mark.parametrize(
+    ("dtype", "columns", "dones"),
+    [(np.float32, False, np.float32), (np.float64, True, bool), (">f8", True, np.int64)],
+)
+def test_reads_what_a_loop_wrote(tmp_path, env_id, dtype, columns, dones):
+    arrays = make_arrays(env_id, 2 if env_id == "HalfCheetah-2x3" else 4)
+    folder = make_folder(tmp_path / env_id / "medium-replay" / "seed_3_data", arrays, dtype, columns, dones)
+    read, facts = read_folder(folder, env_id)
+    assert same(read, arrays)
+    expected = dict(env_id=env_id, quality="medium-replay", action_kind="continuous", source="omar")
+    assert facts == expected | dict(zip(("random_score", "expert_score"), SCORES[env_id], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("path", "quality"),
+    [
+        ("expert/random", "random"),
+        ("medium/expert_old/x", "medium"),
+        ("mediums/replay/seed_0_data", "unknown"),
+    ],
+)
+def test_quality_is_the_last_such_component_of_the_path(tmp_path, monkeypatch, folders, path, quality):
+    shutil.copytree(folders["simple_spread"], tmp_path / path)
+    assert read_folder(tmp_path / path, "simple_spread")[1]["quality"] == quality
+    monkeypatch.chdir(tmp_path / path)
+    assert read_folder(Path("."), "simple_spread")[1]["quality"] == quality
+
+
+def test_little_is_accepted_in_the_place_of_equal(copied):
+    """Rounded actions are clipped, and copies rounded apart are one observation; the last next_obs is the
+    only copy."""
+    folder, arrays = copied(), make_arrays("simple_spread", 3)
+    edit(folder / "acs_1.npy", setting((7, 1), 1.0009))
+    edit(folder / "next_obs_2.npy", lambda a: a.__setitem__(slice(0, 24), a[:24] * (1 + 2e-6)))
+    edit(folder / "next_obs_0.npy", setting(49, 5.0))
+    arrays["actions"][0, 7, 1, 1] = 1
+    arrays["observations"][1, 25, 0] = 5
+    assert same(read_folder(folder, "simple_spread")[0], arrays)
+
+
+# ------------------------------------------------------------------------------------------------ damage
+
+
+def edit(path, change):
+    """Change an array in place, or put what `change` returns in its place."""
+    array = np.load(path)
+    returned = change(array)
+    np.save(path, array if returned is None else returned)
+
+
+def setting(index, value):
+    return lambda a: a.__setitem__(index, value)
+
+
+def all_files(change):
+    return lambda folder: [edit(path, change) for path in folder.glob("*.npy")]
+
+
+# What is done to a folder of 75 rows of simple_spread, and what the message must hold. Damage to a file's
+# values comes with its row; the first of several such rows is named.
+VALUES = {
+    "nan in obs": ("obs_1.npy", setting((40, 3), np.nan), "row 40 is not finite"),
+    "inf in next_obs": ("next_obs_0.npy", setting((74, 17), np.inf), "row 74 is not finite"),
+    "nan in acs": ("acs_2.npy", setting((0, 1), np.nan), "row 0 is not finite"),
+    "nan in rews": ("rews_2.npy", setting(33, np.nan), "row 33 is not finite"),
+    "nan in dones": ("dones_0.npy", setting(26, np.nan), "row 26 is not finite"),
+    "too large": (
+        "rews_1.npy",
+        lambda a: a.astype(float) + 1e300 * (np.arange(75) == 60),
+        "row 60 is not finite",
+    ),
+    "action above 1": ("acs_0.npy", setting((52, 0), 1.002), "row 52 is outside"),
+    "action below -1": ("acs_1.npy", setting(([30, 52], 1), -1.5), "row 30 is outside"),
+    "early done": ("dones_1.npy", setting(48, 1), "row 48 is done"),
+    "next_obs of another row": (
+        "next_obs_2.npy",
+        lambda a: np.roll(a, 1, 0),
+        "row 0 differs from the row after",
+    ),
+    "one number of next_obs": (
+        "next_obs_2.npy",
+        setting((70, 5), 0.5),
+        "row 70 differs from the row after it in obs_2",
+    ),
+    "a little": (
+        "next_obs_0.npy",
+        lambda a: a + 1e-3 * (np.arange(75) == 51)[:, None],
+        "row 51 differs from the row",
+    ),
+    "obs of another agent": ("obs_1.npy", lambda a: a[::-1], "next_obs_1.npy: row 0 differs"),
+}
+HEADERS = {
+    "missing": ("rews_2.npy", Path.unlink, "it lacks rews_2.npy"),
+    "a folder": ("acs_0.npy", lambda p: (p.unlink(), p.mkdir()), "it lacks acs_0.npy"),
+    "text": ("obs_0.npy", lambda p: p.write_text("no array\n" * 9), "cannot read"),
+    "npz": (
+        "obs_2.npy",
+        lambda p: np.savez(p.open("wb"), x=np.load(p.parent / "obs_0.npy")),
+        "several arrays",
+    ),
+    "longer": ("next_obs_1.npy", lambda p: p.write_bytes(p.read_bytes() + b"0"), "longer"),
+    "garbled header": (
+        "dones_0.npy",
+        lambda p: p.write_bytes(p.read_bytes().replace(b"descr", b"de\x00\n{")),
+        "cannot",
+    ),
+    "integers": ("obs_1.npy", lambda p: edit(p, lambda a: a.astype(int)), "must hold floats, not int64"),
+    "text as dones": ("dones_2.npy", lambda p: edit(p, lambda a: a.astype(str)), "must hold numbers"),
+    "objects": ("acs_1.npy", lambda p: np.save(p, np.full((75, 2), None, object)), "cannot read"),
+    "fewer rows": ("acs_1.npy", lambda p: edit(p, lambda a: a[:50]), "has 50 rows, but obs_0.npy has 75"),
+    "fewer columns": (
+        "obs_0.npy",
+        lambda p: edit(p, lambda a: a[:, :16]),
+        "has 18 columns there, but the shape is (75",
+    ),
+    "flat obs": ("obs_0.npy", lambda p: edit(p, lambda a: a.reshape(-1)), "18 columns"),
+    "rewards of two": ("rews_0.npy", lambda p: edit(p, lambda a: a[:, None].repeat(2, 1)), "no columns or 1"),
+    "deep dones": ("dones_0.npy", lambda p: edit(p, lambda a: a[:, None, None]), "no columns or 1"),
+    "one number": ("rews_0.npy", lambda p: edit(p, lambda a: a[0]), "the shape is ()"),
+    "a fourth agent": (
+        "obs_3.npy",
+        lambda p: shutil.copy(p.parent / "obs_0.npy", p),
+        "3 learning agents, 0..2",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_wrong_value_is_refused_with_its_row(monkeypatch, copied, kind):
+    (name, change, message), folder = VALUES[kind], copied()
+    edit(folder / name, change)
+    said = one_line(lambda: read_folder(folder, "simple_spread"))
+    assert message in said and str(folder) in said and name in said
+    monkeypatch.setattr(omar, "refuse", lambda *args: None)  # nothing else would have noticed
+    read_folder(folder, "simple_spread")
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_wrong_file_is_refused(copied, kind):
+    (name, damage, message), folder = HEADERS[kind], copied()
+    read_folder(folder, "simple_spread")
+    damage(folder / name)
+    said = one_line(lambda: read_folder(folder, "simple_spread"))
+    assert message in said and name in said
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (all_files(lambda a: a[:70]), "obs_0.npy: 70 rows are not whole episodes of 25"),
+        (all_files(lambda a: a[:0]), "obs_0.npy"),
+        (all_files(lambda a: np.roll(a, 3, 0)), "dones_0.npy: row 2 is done"),
+        (all_files(lambda a: a[[*range(5), 6, 5, *range(7, len(a))]]), "next_obs_0.npy: row 4 differs"),
+    ],
+)
+def test_rows_in_another_order_are_refused(copied, damage, message):
+    folder = copied()
+    damage(folder)
+    assert message in one_line(lambda: read_folder(folder, "simple_spread"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "states_1.npy",
+            setting((1500, 16), 9),
+            "states_1.npy: row 1499 differs from the row after it in states_1",
+        ),
+        ("next_states_0.npy", setting((3, 0), 9), "row 3 differs from the row after it in states_0.npy"),
+        (
+            "next_states_1.npy",
+            setting((999, 0), 9),
+            "row 999 differs from next_states_0.npy, though the agents share",
+        ),
+        (
+            "states_1.npy",
+            setting((1000, 2), 9),
+            "row 1000 differs from states_0.npy, though the agents share",
+        ),
+        ("states_0.npy", setting((1001, 2), np.nan), "row 1001 is not finite"),
+        ("dones_1.npy", setting(24, 1), "row 24 is done, but episodes end after 1000"),
+        ("acs_0.npy", lambda a: a[:, :2], "3 columns"),
+    ],
+)
+def test_half_cheetah_is_checked_too(copied, name, change, message):
+    folder = copied("HalfCheetah-2x3")
+    edit(folder / name, change)
+    said = one_line(lambda: read_folder(folder, "HalfCheetah-2x3"))
+    assert message in said and name in said
+
+
+def test_folders_of_other_tasks_and_levels_are_refused(tmp_path, folders):
+    spread, cheetah = folders["simple_spread"], folders["HalfCheetah-2x3"]
+    for folder, env_id, words in (
+        (spread, "simple_tag", "obs_0.npy: simple_tag has 16 columns"),
+        (spread, "HalfCheetah-2x3", "it lacks states_0.npy, next_states_0.npy, states_1.npy and 1 more"),
+        (cheetah, "simple_spread", "it lacks obs_2.npy, acs_2.npy, rews_2.npy and 2 more"),
+        (spread.parent, "simple_spread", f"did you mean {spread}?"),
+        (spread.parent.parent, "simple_spread", f"did you mean {spread}?"),
+        (tmp_path / "nothing", "simple_spread", "no folder"),
+        (spread, "simple_spreed", "did you mean 'simple_spread'?"),
+    ):
+        assert words in one_line(lambda folder=folder, env_id=env_id: read_folder(folder, env_id))
+
+
+def test_truncated_anywhere_or_with_one_wrong_byte_in_the_header(copied):
+    """A file cut anywhere is refused; one wrong byte of the header is refused or does not matter, but never
+    worse."""
+    folder = copied()
+    path = folder / "obs_1.npy"
+    whole, refused = path.read_bytes(), 0
+    for length in [*range(0, 140, 7), *range(140, len(whole), 999), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        assert "obs_1.npy" in one_line(lambda: read_folder(folder, "simple_spread"))
+    for place in range(0, 128, 2):
+        path.write_bytes(whole[:place] + bytes([10 + 47 * (place % 4 == 0)]) + whole[place + 1 :])
+        try:
+            assert same(read_folder(folder, "simple_spread")[0], make_arrays("simple_spread", 3))
+        except InputError as error:
+            assert str(error).isprintable() and "obs_1.npy" in str(error)
+            refused += 1
+    assert refused > 30
+
+
+def test_pickles_in_arrays_are_not_executed(copied, tmp_path):
+    folder, sprung = copied(), tmp_path / "sprung"
+    path = folder / "rews_0.npy"
+    np.save(path, np.array([Trap(sprung)] * 75, object), allow_pickle=True)
+    assert "rews_0.npy" in one_line(lambda: read_folder(folder, "simple_spread"))
+    path.write_bytes(path.read_bytes()[128:])  # the bare pickle
+    assert "rews_0.npy" in one_line(lambda: read_folder(folder, "simple_spread"))
+    assert not sprung.exists()
+    np.load(path, allow_pickle=True)
+    assert sprung.exists(), "the trap does spring"
+
+
+# ----------------------------------------------------------------------------------------------- writing
+
+
+@repeatable
+@given(st.sampled_from(list(SHAPES)), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_what_is_written_reads_back_bit_for_bit(env_id, episodes, seed):
+    arrays = make_arrays(env_id, 1 if env_id == "HalfCheetah-2x3" else episodes, seed)
+    # Numbers that text or a half-precision file would lose.
+    arrays["observations"].reshape(-1)[:5] = [-0.0, 1e-45, 3.4e38, -3.4e38, 1 + 2**-23]
+    arrays["actions"].reshape(-1)[:4] = [-1, 1, -0.0, 1 - 2**-24]
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(top) / "deep" / "expert" / "seed_0_data"
+        write_folder(folder, as_dataset(arrays))
+        read, facts = read_folder(folder, env_id)
+        assert same(read, arrays) and facts["quality"] == "expert"
+        made = make_folder(Path(top) / "made", arrays)
+        assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in made.iterdir())
+        for path in made.glob("*.npy"):  # the same files as the loop's, but for the dones
+            written, expected = np.load(folder / path.name), np.load(path)
+            assert written.dtype == np.float32 and written.shape == expected.shape
+            assert written.tobytes() == (0 * expected if "dones" in path.name else expected).tobytes()
+
+
+def test_writing_spares_what_is_there(tmp_path):
+    dataset = as_dataset(make_arrays("simple_spread", 1))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("full", "file"):
+        assert "exists" in one_line(lambda name=name: write_folder(tmp_path / name, dataset))
+    assert (tmp_path / "full" / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "mine"
+    assert len(list(tmp_path.rglob("*"))) == 3
+    (tmp_path / "empty").mkdir()
+    write_folder(tmp_path / "empty", dataset)
+    read_folder(tmp_path / "empty", "simple_spread")
+    assert "cannot write" in one_line(lambda: write_folder(tmp_path / "file" / "x", dataset))
+    dataset.actions = torch.zeros(1, 25, 3, dtype=torch.int64)
+    assert "continuous" in one_line(lambda: write_folder(tmp_path / "discrete", dataset))
+
+
+@pytest.mark.parametrize("after", [0, 7, 14])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch, after, error):
+    dataset, save, count = as_dataset(make_arrays("simple_spread", 2)), np.save, iter(range(99))
+
+    def failing(path, array):
+        if next(count) == after:
+            Path(path).write_bytes(b"\x93NUM")
+            raise error
+        save(path, array)
+
+    monkeypatch.setattr(np, "save", failing)
+    with pytest.raises(InputError if isinstance(error, OSError) else KeyboardInterrupt):
+        write_folder(tmp_path / "x", dataset)
+    assert not list(tmp_path.iterdir())
+
+
+def test_leftover_of_a_killed_write_is_not_data(tmp_path, monkeypatch):
+    """Killed between the last file and the new name: nothing bears the final name, and the rest is
+    refused."""
+    dataset, arrays = as_dataset(make_arrays("simple_spread", 1)), make_arrays("simple_spread", 1)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(os, "replace", lambda *names: sys.exit(9))
+        patch.setattr("utils.files.remove", lambda path: None)
+        write_folder(tmp_path / "seed_0_data", dataset)
+    (leftover,) = tmp_path.iterdir()
+    assert len(list(leftover.iterdir())) == 15
+    assert "interrupted" in one_line(lambda: read_folder(leftover, "simple_spread"))
+    write_folder(tmp_path / "seed_0_data", dataset)
+    assert same(read_folder(tmp_path / "seed_0_data", "simple_spread")[0], arrays)
+    assert os.listdir(tmp_path) == ["seed_0_data"]
+
+
+# ---------------------------------------------------------------------------------------------- the prey
+
+
+class Network(nn.Module):
+    """OMAR's network: batch normalisation, two ReLU layers, and tanh for a policy."""
+
+    def __init__(self, inputs, outputs, hidden=64):
+        super().__init__()
+        self.in_fn = nn.BatchNorm1d(inputs)
+        self.fc1, self.fc2 = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)
+        self.fc3 = nn.Linear(hidden, outputs)
+
+    def forward(self, x):
+        return torch.tanh(self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(self.in_fn(x)))))))
+
+
+def trained(inputs, seed=0):
+    """A network whose normalisation has seen data, and whose affine part is not the identity."""
+    torch.manual_seed(seed)
+    network = Network(inputs, 2)
+    nn.init.normal_(network.in_fn.weight, 1, 0.5)
+    nn.init.normal_(network.in_fn.bias)
+    for _ in range(50):
+        network(torch.randn(64, inputs) * 3 + 1)
+    return network.eval()
+
+
+def prey_dict(env_id):
+    networks = [*(trained(SHAPES[env_id][1], i) for i in range(3)), trained(PREY_DIM[env_id], 3)]
+    params = [dict(policy=network.state_dict()) for network in networks]
+    return dict(init_dict=dict(lr=0.01, alg_types=["td3"]), agent_params=params)
+
+
+@pytest.mark.parametrize("env_id", WITH_PREY)
+def test_prey_acts_as_the_stored_network_in_evaluation_mode(tmp_path, env_id):
+    assert PREY_DIM[env_id] == Worlds(env_id, 1, "continuous").observe(3).shape[-1]
+    stored, network = prey_dict(env_id), trained(PREY_DIM[env_id], 3)
+    for state in (network.state_dict(), stored["agent_params"][3]["policy"]):
+        state["in_fn.running_var"][0] = 1e-5  # an input that hardly moves: here eps matters
+    torch.save(stored, tmp_path / PREY_FILE)
+    prey = load_prey(tmp_path / PREY_FILE, env_id)
+    obs = torch.randn(500, PREY_DIM[env_id]) * 3
+    obs[:, 0] = network.in_fn.running_mean[0] + 0.003 * torch.randn(500)
+    force = prey(obs)
+    assert force.shape == (500, 2) and not force.requires_grad and prey(obs.double()).dtype == torch.double
+    torch.testing.assert_close(force, network(obs), rtol=0, atol=1e-6)
+    torch.testing.assert_close(prey(obs[:1]), force[:1], rtol=0, atol=1e-6)
+    assert (force - network.train()(obs)).abs().max() > 0.03, "in training mode it would act otherwise"
+    worlds = Worlds(env_id, 7, "continuous", prey=prey)
+    before = worlds.position[:, -1].clone()
+    worlds.step(torch.zeros(7, 3, 2))
+    assert (worlds.position[:, -1] != before).any()
+
+
+def test_prey_is_found_beside_above_and_where_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(omar, "load_prey", lambda path, env_id, device: path)
+    folder = tmp_path / "a" / "simple_tag" / "medium" / "seed_0_data"
+    folder.mkdir(parents=True)
+    find = lambda *given: find_prey("simple_tag", *given)  # noqa: E731
+    said = one_line(lambda: find(str(folder)))
+    assert PREY_FILE in said and str(folder) in said and "--prey PATH" in said
+    (tmp_path / PREY_FILE).touch()
+    one_line(lambda: find(str(folder)))  # four folders above
+    for place in (folder.parents[2], folder.parents[1], folder.parents[0], folder):
+        (place / PREY_FILE).touch()
+        assert find(str(folder)) == place / PREY_FILE, "the nearest one"
+    monkeypatch.chdir(folder.parent)
+    assert find("seed_0_data") == folder / PREY_FILE
+    other = tmp_path / "other.pt"
+    assert "no file" in one_line(lambda: find(str(folder), str(other)))
+    other.touch()
+    assert find(str(folder), str(other)) == other
+    assert "no dataset" in one_line(lambda: find(str(tmp_path / "gone")))
+    assert (
+        find("medium") is find(str(other)) is find("x.h5") is find_prey("simple_spread", str(folder)) is None
+    )
+    for env_id, dataset in (("simple_tag", "medium"), ("simple_spread", str(folder))):
+        said = one_line(lambda env_id=env_id, dataset=dataset: find_prey(env_id, dataset, str(other)))
+        assert "--prey is for OMAR folders of simple_tag and simple_world" in said
+
+
+def parameter(name, change):
+    def damage(stored):
+        policy = stored["agent_params"][3]["policy"]
+        policy[name] = change(policy[name])
+
+    return damage
+
+
+PREY_DAMAGES = {
+    "no agent_params": lambda stored: stored.pop("agent_params"),
+    "three agents": lambda stored: stored["agent_params"].pop(),
+    "no prey": lambda stored: stored["agent_params"].__setitem__(3, None),
+    "no batch-norm": lambda stored: stored["agent_params"][3]["policy"].pop("in_fn.running_var"),
+    "predator as prey": lambda stored: stored["agent_params"].reverse(),
+    "layout [in, out]": parameter("fc1.weight", lambda p: p.T),
+    "five outputs": parameter("fc3.weight", lambda p: p.repeat(3, 1)[:5]),
+    "scalar": parameter("fc1.weight", lambda p: p[0, 0]),
+    "numbers": parameter("fc1.bias", lambda p: p.tolist()),
+    "integers": parameter("fc2.bias", lambda p: p.long()),
+    "nan": parameter("fc2.weight", lambda p: p.index_fill(0, torch.tensor(5), torch.nan)),
+    "negative variance": parameter("in_fn.running_var", lambda p: -p),
+}
+
+
+@pytest.mark.parametrize("kind", PREY_DAMAGES)
+def test_damaged_prey_is_refused(tmp_path, kind):
+    stored, path = prey_dict("simple_tag"), tmp_path / PREY_FILE
+    torch.save(stored, path)
+    load_prey(path, "simple_tag")
+    PREY_DAMAGES[kind](stored)
+    torch.save(stored, path)
+    assert f"cannot read {path} as the prey of simple_tag" in one_line(lambda: load_prey(path, "simple_tag"))
+
+
+def test_foreign_and_truncated_prey_is_refused(tmp_path):
+    path = tmp_path / PREY_FILE
+    torch.save(prey_dict("simple_world"), path)
+    whole = path.read_bytes()
+    assert "(14,)" in one_line(lambda: load_prey(path, "simple_tag"))
+    for content in (b"", b"hello" * 99, *(whole[:n] for n in np.linspace(1, len(whole) - 1, 60).astype(int))):
+        path.write_bytes(content)
+        assert PREY_FILE in one_line(lambda: load_prey(path, "simple_world"))
+    for content in ([1, 2], torch.zeros(4), "text", dict(agent_params=7)):
+        torch.save(content, path)
+        assert PREY_FILE in one_line(lambda: load_prey(path, "simple_world"))
+    assert "cannot read" in one_line(lambda: load_prey(tmp_path, "simple_world"))
+    assert "unknown env-id" in one_line(lambda: load_prey(path, "simple_spread"))
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+@pytest.mark.parametrize("place", ["init_dict", "agent_params"])
+def test_pickles_in_the_prey_are_not_executed(tmp_path, place, old_format):
+    stored, path, sprung = prey_dict("simple_tag"), tmp_path / PREY_FILE, tmp_path / "sprung"
+    stored[place] = [stored[place], Trap(sprung)]
+    torch.save(stored, path, _use_new_zipfile_serialization=not old_format)
+    assert PREY_FILE in one_line(lambda: load_prey(path, "simple_tag"))
+    assert not sprung.exists()
+    torch.load(path, weights_only=False)
+    assert sprung.exists(), "the trap does spring"
+
+
+@pytest.mark.parametrize("env_id", WITH_PREY)
+def test_exported_prey_acts_the_same_here_and_in_the_code_of_omar(tmp_path, env_id):
+    dim = PREY_DIM[env_id]
+    layers, obs = init_mlp(1, (dim, 64, 64, 2), generator(1)), torch.randn(300, dim) * 5
+    write_folder(tmp_path / "x", as_dataset(make_arrays(env_id, 1)), layers)
+    expected, path = mlp(layers, obs[None])[0].tanh(), tmp_path / "x" / PREY_FILE
+    for prey in (load_prey(path, env_id), find_prey(env_id, str(tmp_path / "x"))):
+        torch.testing.assert_close(prey(obs), expected, rtol=0, atol=1e-6)
+
+    (params,) = torch.load(path, weights_only=True)["agent_params"][3:]  # after the predators: one prey
+    agent = types.SimpleNamespace(policy=Network(dim, 2), critic=Network(dim + 2, 1))
+    for name in ("policy", "critic", "target_policy", "target_critic"):
+        getattr(agent, name.removeprefix("target_")).load_state_dict(params[name])
+    torch.testing.assert_close(agent.policy.eval()(obs), expected, rtol=0, atol=1e-6)
+    assert torch.equal(agent.policy.in_fn(obs), obs), "the exact identity"
+    read_folder(tmp_path / "x", env_id)
+    write_prey(tmp_path / "again.pt", layers)
+    assert path.read_bytes() == (tmp_path / "again.pt").read_bytes(), "the same file each time"
+
+
+# ---------------------------------------------------------------------------------------- the command line
+
+
+def test_simulated_data_survive_export_and_import(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(mixes, "UPDATES", 2)
+    places = ["--data-dir", str(tmp_path / "datasets"), "--out", str(tmp_path)]
+    flags = [*places, "--dataset-size", "250", "--data-seed", "3", "--env-id"]
+    for env_id in ("simple_spread", "simple_tag"):
+        export.main([*flags, env_id])
+        folder = tmp_path / env_id / "random" / "seed_3_data"
+        assert f"{folder}: 10 episodes of 25 steps" in capsys.readouterr().out
+        simulated = load_dataset(env_id, "random", 250, 3, tmp_path / "datasets", "continuous")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of libraries, none reaches the user
+            imported = load_dataset(env_id, str(folder), action_kind="continuous")
+        for name in ("observations", "actions", "rewards"):
+            assert torch.equal(getattr(simulated, name), getattr(imported, name)), name
+        assert "exists already" in one_line(lambda env_id=env_id: export.main([*flags, env_id]))
+        assert "in OMAR's format already" in one_line(
+            lambda env_id=env_id, folder=folder: export.main([*flags, env_id, "--dataset", str(folder)])
+        )
+    obs, task = torch.randn(9, 14), tmp_path / "simple_tag"
+    forces = [load_prey(place / PREY_FILE, "simple_tag")(obs) for place in (folder, task)]
+    assert torch.equal(*forces) and not list((tmp_path / "simple_spread").rglob(PREY_FILE))
+    (task / PREY_FILE).write_bytes(b"another")
+    export.main([*flags, "simple_tag", "--dataset", "expert"])
+    assert "was kept" in capsys.readouterr().err and (task / PREY_FILE).read_bytes() == b"another"
+
+
+def test_names_of_folders_are_omars_and_cannot_escape(tmp_path, monkeypatch):
+    data = dict(quality="medium", seed=5)
+    monkeypatch.setattr(export, "load_dataset", lambda env_id, *_: as_dataset(make_arrays(env_id, 1), **data))
+    flags = ["--env-id", "HalfCheetah-2x3", "--out", str(tmp_path / "out")]
+    export.main(flags)
+    read_folder(tmp_path / "out" / "HalfCheetah-v2" / "medium" / "seed_5_data", "HalfCheetah-2x3")
+    for wrong in (dict(quality="../up"), dict(quality="/up"), dict(quality=""), dict(seed="../1")):
+        data |= dict(quality="medium", seed=5) | wrong
+        assert "cannot name a folder" in one_line(lambda: export.main(flags))
