@@ -1,7 +1,8 @@
-"""Which experiments there are. BLOCKS is the whole plan, in the order in which it runs, FLAGS what each method means.
+"""Which experiments there are. BLOCKS is the whole plan, in the order in which it runs, FLAGS what each
+method means.
 
-A cell is a task, a dataset, a method and a size; a job is one command that trains some seeds of a cell side by side.
-To add experiments, add a Block (and its methods to FLAGS); a new grid also needs its script in SCRIPTS.
+A cell is a task, a dataset, a method and a size; a job is one command that trains some seeds of a cell side
+by side. To add experiments, add a Block, and its methods to FLAGS; a new grid also needs a script in SCRIPTS.
 """
 
 import re
@@ -17,12 +18,10 @@ RUNS, QUICK_RUNS = "runs/results", "runs/quick"  # run folders, below TOP
 SCRIPTS = {
     "discrete": "spacql.py",
     "continuous": "spacql_continuous.py",
-    "weights": "spacql.py",  # other rules for w_k, and what could make them differ from 1/n
     "actors": "spacql.py",  # that improve against each other's policies
     "cloning": "spacql.py",  # some behaviour cloning in the actor, for narrow data
     "cloning-continuous": "spacql_continuous.py",
     "coordination": "spacql.py",  # data whose teams act together, more or less
-    "ablation": "spacql_continuous.py",  # what makes forces learnable, one change each
 }
 
 BACKUPS = ("spacql", "icql-qs", "joint", "uniform")
@@ -35,40 +34,12 @@ FLAGS = {
     "uniform": "--backup uniform",
     "cfcql": "--backup joint --num-critics 2",
     "macql": "--backup joint --num-critics 2 --penalty macql",
-    # Cloning has no use for critics, so it gets one, updated once a round.
-    "bc": "--actor-loss bc --backup icql-qs --num-critics 1 --critic-updates 1 --penalty none",
-}
-WEIGHTS = {
-    "temperature-4": "--weight-temperature 4",
-    "temperature-16": "--weight-temperature 16",
-    "relative": "--uncertainty relative",
-    "range": "--uncertainty range",
-    "likelihood": "--uncertainty likelihood",
-    "neighbour": "--uncertainty neighbour",
-    "init-gain-3": "--init-gain 3",
+    "bc": "",  # a script of its own: experiments/bc.py
 }
 # The same backups, with actors that improve against the others' policies in place of their logged actions.
 VS_POLICY = {f"{backup}-vs-policy": f"--backup {backup} --actor-others policy" for backup in BACKUPS}
-CLONING = {
-    "clone": "--clone-weight 1",  # as far as the logged actions can be predicted
-    "clone-10": "--clone-weight 10",
-    "clone-fixed-1": "--clone-weight 1 --clone-power 0",
-    "clone-fixed-10": "--clone-weight 10 --clone-power 0",
-    "td3bc": "--actor-loss td3bc",
-}
-ABLATION = {
-    "default": "",
-    "CFCQL's batch-norm: per call, output L2 0": "--action-norm call --output-l2 0",
-    "actions as they are": "--action-norm none",
-    "actions as they are, output L2 0": "--action-norm none --output-l2 0",
-    "output L2 0": "--output-l2 0",
-    "output L2 0.3": "--output-l2 0.3",
-    "actors' rate 0.001": "--actor-learning-rate 0.001",
-    "clip 10": "--max-grad-norm 10",
-    "no penalty": "--penalty none",
-    "4 critics": "--num-critics 4",
-}
-FLAGS |= WEIGHTS | VS_POLICY | CLONING | ABLATION
+CLONING = {"clone": "--clone-weight 1", "clone-10": "--clone-weight 10"}
+FLAGS |= VS_POLICY | CLONING
 
 
 @dataclass(frozen=True)
@@ -100,7 +71,7 @@ class Cell:
 
     @property
     def key(self) -> dict[str, str | int]:
-        """What tells its rows in the grid's CSV file from those of other cells."""
+        """What tells its rows in the CSV files from those of other cells."""
         return {name: value for name, value in asdict(self).items() if name in KEYS}
 
     @property
@@ -110,7 +81,7 @@ class Cell:
         return "__".join(re.sub(r"[^\w.-]+", "_", str(part)) for part in parts)
 
 
-KEYS = tuple(field.name for field in fields(Cell))[1:6]
+KEYS = tuple(field.name for field in fields(Cell))[:6]
 
 
 @dataclass(frozen=True)
@@ -129,15 +100,21 @@ class Job:
     def command(self, runs: str = RUNS) -> str:
         """Its command line, to run from the repository's top."""
         cell = self.cell
-        size = f"--rounds {cell.rounds}" + (f" --batch-size {cell.batch_size}" if cell.batch_size != 256 else "")
+        script = SCRIPTS[cell.grid]
+        if cell.method == "bc":
+            script = "-m experiments.bc" + " --continuous" * (script == "spacql_continuous.py")
+        size = f"--rounds {cell.rounds}"
+        if cell.batch_size != 256:
+            size += f" --batch-size {cell.batch_size}"
         flags = f"--env-id {cell.env_id} --dataset {cell.dataset} {FLAGS[cell.method]} {size} {cell.flags}"
         seeds = f"--seed {self.first} --num-seeds {self.count}"
         place = f"--out {runs} --name {self.name}"
-        return " ".join(f"OMP_NUM_THREADS=1 python {SCRIPTS[cell.grid]} {flags} {seeds} {place}".split())
+        return " ".join(f"OMP_NUM_THREADS=1 python {script} {flags} {seeds} {place}".split())
 
 
 SPREAD, PREY, CHEETAH = ("simple_spread",), ("simple_tag", "simple_world"), ("HalfCheetah-2x3",)
-WIDE, NARROW = QUALITIES[:2], QUALITIES[2:]  # random and medium-replay, where the paper claims most; medium and expert
+WIDE, NARROW = QUALITIES[:2], QUALITIES[2:]  # where the paper claims most, and where it does not
+EXPERT_FIRST = ("expert", "medium-replay", "medium", "random")
 DISCRETE_SPREAD = {"random": 800, "medium-replay": 800, "medium": 400, "expert": 400}
 CONTINUOUS_SPREAD = {"random": 800, "medium-replay": 300, "medium": 300, "expert": 300}
 # What two cores can train: the full size takes 100,000 rounds of ten critics of 256 units.
@@ -157,23 +134,20 @@ BLOCKS = (  # in the order in which they run: the most telling first
     Block("coordination", SPREAD, TEAMS, (*BACKUPS, *VS_POLICY), 200, num_seeds=3, flags="--cql-alpha 2.5"),
     Block("actors", PREY, QUALITIES, ("spacql-vs-policy", "joint-vs-policy"), 400, num_seeds=3),
     Block("actors", SPREAD, QUALITIES, ("spacql-vs-policy", "joint-vs-policy"), DISCRETE_SPREAD, num_seeds=3),
-    Block("weights", SPREAD, WIDE, tuple(WEIGHTS), 800),
-    Block("weights", PREY, WIDE, tuple(WEIGHTS), 400),
-    Block("cloning", PREY, ("expert", "medium-replay", "medium", "random"), tuple(CLONING), 400, num_seeds=3),
-    Block("cloning", SPREAD, ("expert", "medium-replay", "medium", "random"), tuple(CLONING), DISCRETE_SPREAD, 3),
-    Block("cloning-continuous", PREY, ("expert", "medium-replay", "medium", "random"), tuple(CLONING), 400, 3),
-    Block("cloning-continuous", SPREAD, ("expert", "medium-replay", "random"), tuple(CLONING), CONTINUOUS_SPREAD, 3),
+    Block("cloning", PREY, EXPERT_FIRST, tuple(CLONING), 400, num_seeds=3),
+    Block("cloning", SPREAD, EXPERT_FIRST, tuple(CLONING), DISCRETE_SPREAD, num_seeds=3),
+    Block("cloning-continuous", PREY, EXPERT_FIRST, tuple(CLONING), 400, num_seeds=3),
+    Block("cloning-continuous", SPREAD, EXPERT_FIRST, tuple(CLONING), CONTINUOUS_SPREAD, num_seeds=3),
     # Single runs: HalfCheetah for two cores, longer or larger ones, and earlier sizes of tag and world.
     Block("continuous", CHEETAH, ("medium",), ("spacql",), 500, num_seeds=1, flags=REDUCED),
-    Block("continuous", CHEETAH, ("random", "medium-replay", "expert"), ("spacql",), 200, num_seeds=1, flags=REDUCED),
+    Block("continuous", CHEETAH, (*WIDE, "expert"), ("spacql",), 200, num_seeds=1, flags=REDUCED),
     Block("discrete", SPREAD, ("random",), ("spacql", "joint"), 2400, num_seeds=1),
     Block("continuous", SPREAD, ("random",), ("spacql", "cfcql"), 1200, num_seeds=1, batch_size=1024),
     Block("continuous", PREY, NARROW, ("spacql",), 300, num_seeds=1),
-    Block("ablation", SPREAD, ("random",), tuple(ABLATION), 500, num_seeds=1),
 )
 # Every block once, small: three seeds are the fewest that have intervals.
 QUICK = dict(rounds=4, batch_size=32, num_seeds=3)
-QUICK_FLAGS = "--eval-every 2 --eval-episodes 4 --final-episodes 8 --dataset-size 5000"
+QUICK_FLAGS = "--eval-every 2 --eval-episodes 4 --dataset-size 5000"
 
 
 def cells_of(block: Block) -> list[Cell]:
@@ -205,11 +179,11 @@ def planned_cells(quick: bool = False) -> list[Cell]:
 def missing_jobs(cells: list[Cell], done: set[tuple]) -> list[Job]:
     """The jobs that train what is planned and not done: neighbouring seeds go into one job.
 
-    done: (grid, the values of KEYS, seed), all as texts.
+    done: (the values of KEYS, seed), all as texts.
     """
     jobs = []
     for cell in cells:
-        place = (cell.grid, *map(str, cell.key.values()))
+        place = tuple(map(str, cell.key.values()))
         seeds = [seed for seed in range(cell.num_seeds) if (*place, str(seed)) not in done]
         firsts = [seed for seed in seeds if seed - 1 not in seeds]
         ends = [seed + 1 for seed in seeds if seed + 1 not in seeds]

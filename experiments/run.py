@@ -1,50 +1,59 @@
-"""Runs the experiments behind the README's results, and makes their tables and figures.
+"""Runs the experiments of experiments/plan.py and collects what they leave.
 
-    python experiments/run.py                     # everything that results/*.csv lack, two cells at a time, best first
-    python experiments/run.py --grid continuous   # those of one grid
-    python experiments/run.py --quick             # everything, tiny, into results/quick: minutes, to see that it works
-    python experiments/run.py --dry-run           # one command per line, for any scheduler
-    python experiments/run.py --collect           # rows of run folders that are done into the CSV files
-    python experiments/run.py --figures           # only tables.md and the figures, from the CSV files alone
-    python experiments/run.py --ray               # the cells over a Ray cluster (pip install ray)
-    python experiments/run.py --again             # nine cells anew: results/again.csv has old and new scores
+    python -m experiments.run                     # all that results/csv lacks, two cells at a time
+    python -m experiments.run --grid continuous   # those of one grid
+    python -m experiments.run --quick             # everything, tiny, into results/quick: minutes
+    python -m experiments.run --dry-run           # one command per line, for any scheduler
+    python -m experiments.run --collect           # rows of run folders that are done into the CSV files
+    python -m experiments.run --report            # only tables.md and the figures, from the CSV files
+    python -m experiments.run --ray               # the cells over a Ray cluster (pip install ray)
 
-`python -m experiments.run` is the same. experiments/plan.py has the plan. A cell is one command of spacql.py or
-spacql_continuous.py, one core, all missing seeds side by side; its run folder below runs/results gets a cell.json when
-it has ended well. What is done, in the CSV files or in such a folder, is not run again; what was interrupted starts
-anew, so that everything can be stopped at any moment. results/<grid>.csv has a row per seed, <grid>_curves.csv its
-score, weights and spread over training; wall_s is the time of the whole command, for as many seeds as `stacked` says,
-with the simulation of a dataset that was not there yet.
+A job is one command of a script on one core, all missing seeds of a cell side by side. Where it has ended
+well, a record, cell.json, is put into its run folder below runs/results; a folder without one starts anew, so
+that everything can be stopped at any moment. What is done, in the CSV files or in such a folder, is not run
+again. csv/runs.csv has a row per seed, csv/curves.csv a row per seed and evaluation.
 """
 
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
 import sys
+import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs as a file
-
+import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
-from experiments.claims import Scores
-from experiments.figures import draw_figures
-from experiments.plan import QUICK_RUNS, RUNS, SCRIPTS, TOP, Cell, Job, job_named, missing_jobs, planned_cells
-from experiments.records import collect, files, finished_folders, place, read, rows_of, write
-from experiments.running import code_commit, is_done, run_here, run_on_ray, run_one
-from experiments.tables import write_tables
-from utils.errors import InputError, check_choice
-from utils.files import parse, run_script, say
+from experiments.plan import (
+    KEYS,
+    QUICK_RUNS,
+    RUNS,
+    SCRIPTS,
+    TOP,
+    Job,
+    job_named,
+    missing_jobs,
+    planned_cells,
+)
+from experiments.report import CURVES_CSV, RUNS_CSV, read_csv, write_report
+from utils.errors import InputError
+from utils.files import atomic, parse, run_script, say
 
-# Seeds that --again runs anew after changes which must not change results: grid, then KEYS, then the seed.
-AGAIN = (
-    ("discrete", "simple_spread", "random", "spacql", 800, 256, 0),
-    ("discrete", "simple_spread", "medium-replay", "joint", 800, 256, 1),
-    ("discrete", "simple_tag", "medium", "spacql", 400, 256, 0),
-    ("continuous", "simple_spread", "random", "spacql", 800, 256, 1),
-    ("continuous", "simple_tag", "medium-replay", "cfcql", 400, 256, 0),
-    ("continuous", "simple_world", "random", "spacql", 400, 256, 1),
-    ("ablation", "simple_spread", "random", "default", 500, 256, 0),
-    ("ablation", "simple_spread", "random", "output L2 0", 500, 256, 0),
-    ("ablation", "simple_spread", "random", "4 critics", 500, 256, 0),
+RECORD = "cell.json"  # written last into a run folder: what has it is done
+LOG = "output.txt"
+# Linux ends a job when whatever started it dies, by kill -9 too: nobody would wait for it any more.
+LAUNCH = (
+    "import ctypes, runpy, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9); sys.path[0] = ''; "
+    "del sys.argv[0]; module = sys.argv[0] == '-m'; sys.argv = sys.argv[module:]; "
+    "(runpy.run_module if module else runpy.run_path)(sys.argv[0], run_name='__main__')"
 )
 
 
@@ -52,127 +61,257 @@ AGAIN = (
 class Args:
     """What to run. By default: what is missing, then tables and figures."""
 
-    grid: str | None = None
-    """discrete, continuous, weights, actors, cloning, cloning-continuous, coordination or ablation; default all"""
+    grid: Literal[tuple(SCRIPTS)] | None = None
+    """only this grid"""
     quick: bool = False
     """a few tiny cells of every grid, into results/quick and runs/quick"""
     dry_run: bool = False
-    """print a command for every cell that is missing, the most telling first, for any scheduler, and stop"""
+    """print a command for every cell that is missing, the most telling first, and stop"""
     cell: str | None = None
     """run this cell, named as --dry-run does, and stop"""
     collect: bool = False
-    """put finished run folders (of --cell, say) into the CSV files, write tables and figures, and stop"""
-    figures: bool = False
+    """put finished run folders (of --cell, say) into the CSV files, report, and stop"""
+    report: bool = False
     """write tables and figures from the CSV files, and stop"""
-    again: bool = False
-    """run three cells of three grids again, with this commit, and put their scores beside the old ones"""
     jobs: int = 2
-    """cells run at a time, each on one core; with --ray the workers of a local cluster"""
-    ray: bool = False
-    """run the cells as tasks of a Ray cluster, on this machine unless --ray-address is given (needs the ray package)"""
-    ray_address: str | None = None
-    """a running cluster's address, or auto"""
+    """cells run at a time, each on one core"""
+    ray: str | None = None
+    """run the cells as tasks of a Ray cluster: its address, auto, or local (needs the ray package)"""
     runs: str | None = None
     """folder of the run folders; default runs/results, or runs/quick"""
     out: str | None = None
-    """folder of CSV files, tables and figures; default results, or results/quick"""
+    """folder of csv/, tables and figures; default results, or results/quick"""
 
 
-def run_all(jobs: list[Job], executor, finished) -> list[str]:
-    """Run jobs by executor(jobs), which yields (job, what went wrong or None); finished() after each that ended well.
+# ----------------------------------------------------------------------------------------------- a job
 
-    Returns what went wrong, a line for each failed job. A failure stops no other job.
+
+def code_commit() -> str:
+    """The commit of the code, marked -dirty where code differs from it; results and texts may."""
+    git, code = ["git", "-C", str(TOP)], ["--", ".", ":!results", ":!*.md"]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        changes = subprocess.run([*git, "diff", "--name-only", "HEAD", *code], capture_output=True, text=True)
+    except OSError:  # no git
+        return "unknown"
+    return (head.stdout.strip() or "unknown") + "-dirty" * bool(changes.stdout)
+
+
+def start(job: Job, runs: Path) -> subprocess.Popen:
+    """Start a job's command on one core, with run folders below `runs`; what an interrupted one left goes."""
+    shutil.rmtree(runs / job.name, ignore_errors=True)
+    runs.mkdir(parents=True, exist_ok=True)
+    words = shlex.split(job.command(shlex.quote(str(runs))))[2:]
+    with open(runs / f"{job.name}.txt", "w") as file:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", LAUNCH, *words]
+        streams = dict(stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(command, cwd=TOP, env=environment, **streams)
+
+
+def finish(job: Job, runs: Path, process: subprocess.Popen, commit: str) -> str | None:
+    """Put the record into the folder of a job whose process has ended; returns what went wrong, or None."""
+    folder, log = runs / job.name, runs / f"{job.name}.txt"
+    if process.wait() != 0:
+        said = [line for line in re.split(r"[\r\n]+", log.read_text(errors="replace")) if line.strip()]
+        by_signal = f"ended by signal {-process.returncode}"
+        return said[-1].strip() if process.returncode > 0 and said else by_signal
+    try:
+        with np.load(folder / "returns.npz", allow_pickle=False) as file:
+            summary = json.loads(str(file["summary"]))
+    except Exception as error:  # numpy and zipfile raise many kinds for damaged files
+        return f"left no results that can be read: {error}"
+    machine = f"1 {platform.machine()} core"
+    if summary["device"] != "cpu":
+        import torch  # only here: it takes seconds to load
+
+        machine = torch.cuda.get_device_name(summary["device"])
+    os.replace(log, folder / LOG)
+    record = dict(command=job.command(), commit=commit, machine=machine, wall_s=summary["wall_s"])
+    with atomic(folder / RECORD) as partial:
+        partial.write_text(json.dumps(record | dict(cell=job.cell.key)))
+    return None
+
+
+def run_one(job: Job, runs: Path, commit: str) -> str | None:
+    """Run a job to its end; returns what went wrong, or None."""
+    process = start(job, runs)
+    try:
+        return finish(job, runs, process, commit)
+    finally:
+        process.kill()  # of no effect where it has ended
+
+
+def run_here(jobs: list[Job], runs: Path, workers: int):
+    """Run jobs, `workers` at a time, each on one core; yields (job, what went wrong or None) as they end."""
+    waiting, running = deque(jobs), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                job = waiting.popleft()
+                running[job] = (start(job, runs), code_commit())
+            for job in [job for job, (process, _) in running.items() if process.poll() is not None]:
+                process, commit = running.pop(job)
+                yield job, finish(job, runs, process, commit)
+            time.sleep(0.1)
+    finally:
+        for process, _ in running.values():
+            process.kill()
+
+
+def run_on_ray(jobs: list[Job], runs: Path, workers: int, address: str):
+    """Run jobs as tasks of a Ray cluster whose machines share this folder, one core each; yields as
+    run_here."""
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--ray needs the ray package: pip install ray") from None
+    where = dict(num_cpus=workers, include_dashboard=False) if address == "local" else dict(address=address)
+    try:
+        ray.init(**where, log_to_driver=False, logging_level="error")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"cannot connect to the Ray cluster {address}: {' '.join(str(error).split())}"
+        ) from None
+    try:
+        task, commit = ray.remote(num_cpus=1)(run_one), code_commit()
+        running = {task.remote(job, runs, commit): job for job in jobs}
+        while running:
+            (ended, *_), _ = ray.wait(list(running), num_returns=1)
+            yield running.pop(ended), ray.get(ended)
+    finally:
+        ray.shutdown()
+
+
+# ---------------------------------------------------------------------------------------- what is kept
+
+
+def rows_of(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of runs.csv and of curves.csv that a finished run folder holds, all as texts.
+
+    Raises ValueError where its record and its results do not belong together, and whatever numpy, zipfile and
+    json raise where they are damaged.
     """
-    failures = []
-    with tqdm(total=len(jobs), unit="cell", file=sys.stderr) as bar:
-        for job, wrong in executor(jobs):
-            if wrong:
-                failures.append(f"{job.name}: {wrong}")
-                say(f"failed: {failures[-1]}")
-            else:
-                finished(job)
-            bar.update()
-    return failures
+    record = json.loads((folder / RECORD).read_text())
+    cell = record["cell"]
+    with np.load(folder / "returns.npz", allow_pickle=False) as file:
+        args, summary = (json.loads(str(file[name])) for name in ("args", "summary"))
+        history = {name.removeprefix("history_"): file[name] for name in file.files}
+    differ = [name for name in ("env_id", "dataset", "rounds", "batch_size") if args[name] != cell[name]]
+    if differ:
+        raise ValueError(f"its {RECORD} and its results differ in {', '.join(differ)}")
+    run = dict(wall_s=record["wall_s"], stacked=len(summary["seeds"]))
+    run |= {name: record[name] for name in ("machine", "commit", "command")}
+    rows, curves = [], []
+    for s, seed in enumerate(summary["seeds"]):
+        key = cell | dict(seed=seed)
+        points = []
+        for step, round_number in enumerate(history["round"].tolist()):
+            point = dict(round=round_number, score=history["scores"][step, s])
+            for name, short in (("k_eff", "k_eff"), ("weights", "w"), ("u", "u"), ("q_data", "q_data")):
+                if name in history:  # cloning has no critics
+                    values = history[name][step, s]
+                    many = {f"{short}{k}": value for k, value in enumerate(values.flat, start=1)}
+                    point |= many if values.ndim else {short: float(values)}
+            points.append(
+                {name: round(float(value), 4) for name, value in point.items()} | dict(round=round_number)
+            )
+        weights = {name: points[-1][name] for name in ("k_eff", "w1", "w2", "w3") if name in points[-1]}
+        best = round(float(history["scores"][:, s].max()), 2)
+        rows.append(key | dict(score=summary["scores"][s], best=best) | weights | run)
+        curves += [key | point for point in points]
+    return pd.DataFrame(rows).astype(str), pd.DataFrame(curves).astype(str)
 
 
-def report(cells: list[Cell], out: Path) -> None:
-    """Write tables.md and the figures from the CSV files."""
-    rows, curves = ({grid: read(files(out, grid)[i]) for grid in SCRIPTS} for i in (0, 1))
-    scores = Scores(cells, rows)
-    done = {(grid, *place(row)) for grid in SCRIPTS for row in rows[grid]}
-    write_tables(out / "tables.md", scores, cells, missing_jobs(cells, done))
-    draw_figures(out, scores, curves)
-    say(f"wrote {out / 'tables.md'} and figures")
+def finished_folders(runs: Path) -> list[Path]:
+    """The run folders below `runs` that are complete."""
+    return sorted(path.parent for path in runs.glob(f"*/{RECORD}"))
 
 
-def again(executor, runs: Path, out: Path, dry_run: bool) -> list[str]:
-    """Run the seeds of AGAIN anew that again.csv lacks at this commit, or print their commands; returns what went
-    wrong."""
-    commit, path = code_commit(), out / "again.csv"
-    by_key = {(cell.grid, *cell.key.values()): cell for cell in planned_cells()}
-    old = {(grid, *place(row)): row for grid in SCRIPTS for row in read(files(out, grid)[0])}
-    jobs = {Job(by_key[key[:-1]], key[-1], 1): old[tuple(map(str, key))] for key in AGAIN}
-    done = {row["cell"] for row in read(path) if row["commit_again"] == commit}
+def places(rows: pd.DataFrame) -> list[tuple]:
+    """What tells a row of runs.csv from others: the values of KEYS and the seed, as texts."""
+    return list(rows[[*KEYS, "seed"]].itertuples(index=False, name=None)) if len(rows) else []
 
-    def finished(job):
-        (new,) = rows_of(runs / job.name)[1]
-        row = dict(grid=job.cell.grid, cell=job.name, score=jobs[job]["score"], score_again=new["score"])
-        row |= dict(commit=jobs[job]["commit"], commit_again=new["commit"], command=new["command"])
-        write(path, [*read(path), row])
 
-    todo = [job for job in jobs if job.name not in done]
-    if dry_run:
-        print(*(job.command(str(runs)) for job in todo), sep="\n")
-        return []
-    ready = [job for job in todo if is_done(job, runs) and rows_of(runs / job.name)[1][0]["commit"] == commit]
-    for job in ready:
-        finished(job)
-    return run_all([job for job in todo if job not in ready], executor, finished)
+def collect(folders: list[Path], out: Path, only_look: bool = False) -> set[tuple]:
+    """Add the rows of finished run folders that the CSV files in out/csv lack; only_look: write nothing.
+
+    Returns what is then done. A row that is there already stays as it is. A damaged folder is named on stderr
+    and left out. runs.csv is written after curves.csv, so what it lists is all there.
+    """
+    runs, curves = read_csv(out / RUNS_CSV), read_csv(out / CURVES_CSV)
+    done = set(places(runs))
+    for folder in folders:
+        try:
+            rows, points = rows_of(folder)
+        except Exception as error:  # numpy, zipfile and json raise many kinds for damaged files
+            say(f"left out {folder}: {type(error).__name__}: {error}")
+            continue
+        new = set(places(rows)) - done
+        if new:
+            of_old = [
+                place not in new for place in places(curves)
+            ]  # an interrupted writer may have left some
+            curves = pd.concat([curves[of_old], points[[place in new for place in places(points)]]])
+            runs = pd.concat([runs, rows[[place in new for place in places(rows)]]])
+            done |= new
+            if not only_look:
+                for name, table in ((CURVES_CSV, curves), (RUNS_CSV, runs)):
+                    with atomic(out / name) as partial:
+                        in_order(table).to_csv(partial, index=False)
+    return done
+
+
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows in the order of the plan, others at the end, by seed and round; the same whoever collected
+    them."""
+    order = {tuple(map(str, cell.key.values())): i for i, cell in enumerate(planned_cells())}
+    rounds = table["round"] if "round" in table else ["0"] * len(table)
+    ranks = [
+        (order.get(cell, len(order)), cell, int(seed), int(number))
+        for (*cell, seed), number in zip(places(table), rounds, strict=True)
+        for cell in [tuple(cell)]
+    ]
+    return table.iloc[sorted(range(len(table)), key=ranks.__getitem__)]
+
+
+# ------------------------------------------------------------------------------------------------ main
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(Args, argv, description=__doc__)
-    if args.grid:
-        check_choice("grid", args.grid, SCRIPTS)
+    args = parse(Args, argv, description="\n".join(__doc__.splitlines()[:3]))
     if args.jobs < 1:
         raise InputError(f"--jobs must be at least 1, not {args.jobs}")
     cells = planned_cells(args.quick)
     runs = TOP / (args.runs or (QUICK_RUNS if args.quick else RUNS))
     out = TOP / (args.out or ("results/quick" if args.quick else "results"))
-    if args.again:
-        runs = TOP / (args.runs or f"runs/again-{code_commit()}")
-
-    def executor(jobs):
-        if args.ray or args.ray_address:
-            return run_on_ray(jobs, runs, args.jobs, args.ray_address)
-        return run_here(jobs, runs, args.jobs)
-
     if args.cell:
         job = job_named(args.cell, cells)
-        wrong = None if is_done(job, runs) else run_one(job, runs, code_commit())
-        failures = [f"{job.name}: {wrong}"] if wrong else []
-    elif args.again:
-        failures = again(executor, runs, out, args.dry_run)
-    else:
-        done = set() if args.figures else collect(finished_folders(runs), out, only_look=args.dry_run)
-        chosen = [cell for cell in cells if args.grid in (None, cell.grid)]
-        jobs = [] if args.figures or args.collect else missing_jobs(chosen, done)
-        if args.dry_run:
-            flags = " --quick" * args.quick + (f" --runs {args.runs}" if args.runs else "")
-            for job in jobs:
-                print(f"OMP_NUM_THREADS=1 python experiments/run.py --cell {job.name}{flags}")
-            return
-
-        def finished(job):
+        wrong = None if (runs / job.name / RECORD).is_file() else run_one(job, runs, code_commit())
+        if wrong:
+            raise InputError(f"{job.name}: {wrong}")
+        return
+    done = collect([] if args.report else finished_folders(runs), out, only_look=args.dry_run)
+    chosen = [cell for cell in cells if args.grid in (None, cell.grid)]
+    jobs = [] if args.report or args.collect else missing_jobs(chosen, done)
+    if args.dry_run:
+        flags = " --quick" * args.quick + (f" --runs {args.runs}" if args.runs else "")
+        for job in jobs:
+            print(f"OMP_NUM_THREADS=1 python -m experiments.run --cell {job.name}{flags}")
+        return
+    executor = run_on_ray(jobs, runs, args.jobs, args.ray) if args.ray else run_here(jobs, runs, args.jobs)
+    failures = []
+    for job, wrong in tqdm(executor, total=len(jobs), unit="cell", file=sys.stderr, disable=not jobs):
+        if wrong:
+            failures.append(f"{job.name}: {wrong}")
+            say(f"failed: {failures[-1]}")
+        else:
             collect([runs / job.name], out)
-            scores = [row["score"] for row in rows_of(runs / job.name)[1]]
-            say(f"{job.name}: {', '.join(map(str, scores))}")
-
-        failures = run_all(jobs, executor, finished) if jobs else []
-        report(cells, out)
+            say(f"{job.name}: {', '.join(rows_of(runs / job.name)[0]['score'])}")
+    write_report(out, cells)
     if failures:
         raise InputError(f"{len(failures)} cells failed; first: {failures[0]}")
 
 
 if __name__ == "__main__":
-    run_script("experiments/run.py", main)
+    run_script("experiments.run", main)

@@ -1,0 +1,374 @@
+"""results/tables.md and the figures: scores, verdicts on the paper's claims, and what is missing, from the
+CSV files in results/csv alone. `python -m experiments.run --report` writes them anew."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.claims import (
+    CLAIMS,
+    COVERAGE,
+    FAILS,
+    FEWEST,
+    HOLDS,
+    PUBLISHED,
+    TASKS,
+    Scores,
+    difference,
+    iqm,
+    iqm_interval,
+    try_claim,
+)
+from experiments.plan import BACKUPS, CLONING, METHODS, NARROW, QUALITIES, VS_POLICY, WIDE, Cell, missing_jobs
+from utils.files import atomic, say
+
+RUNS_CSV, CURVES_CSV, DEPENDENCE_CSV = "csv/runs.csv", "csv/curves.csv", "csv/dependence.csv"
+DATA_SCORES = {  # mean scores of the datasets that the runs learnt from, by QUALITIES
+    "discrete": {
+        "simple_spread": (0.0, 7.0, 40.9, 99.9),
+        "simple_tag": (0.2, 13.0, 40.3, 101.2),
+        "simple_world": (-0.1, 17.3, 39.9, 100.5),
+    },
+    "continuous": {
+        "simple_spread": (0.1, 13.6, 45.8, 115.3),
+        "simple_tag": (0.0, 22.0, 40.8, 99.2),
+        "simple_world": (0.1, 22.1, 40.4, 99.7),
+        "HalfCheetah-2x3": (0.0, 17.4, 39.3, 101.0),
+    },
+}
+TITLES = {
+    "discrete": "Discrete actions (`spacql.py`)",
+    "continuous": "Forces and torques (`spacql_continuous.py`)",
+    "actors": "Actors that improve against each other's policies (`spacql.py`)",
+    "cloning": "Some behaviour cloning in the actor (`spacql.py`)",
+    "cloning-continuous": "The same with forces (`spacql_continuous.py`)",
+    "coordination": "Data of teams that act together, more or less (`spacql.py`)",
+}
+# Of the side grids: the columns, the main grid whose rows stand in where a method was not run twice, and
+# which methods are compared, dataset by dataset.
+COLUMNS = {
+    "actors": ("spacql", "spacql-vs-policy", "joint", "joint-vs-policy"),
+    "cloning": ("spacql", "bc", *CLONING),
+    "cloning-continuous": ("spacql", "bc", *CLONING),
+    "coordination": (*BACKUPS, *VS_POLICY),
+}
+BORROWED = {"actors": "discrete", "cloning": "discrete", "cloning-continuous": "continuous"}
+COMPARED = {
+    "actors": (("spacql-vs-policy", "spacql"), ("joint-vs-policy", "joint")),
+    "cloning": tuple((name, "spacql") for name in CLONING),
+    "cloning-continuous": tuple((name, "spacql") for name in CLONING),
+    "coordination": (
+        ("joint", "icql-qs"),
+        ("spacql", "uniform"),
+        ("joint", "spacql"),
+        ("joint-vs-policy", "icql-qs-vs-policy"),
+        ("joint-vs-policy", "joint"),
+    ),
+}
+INTRODUCTION = f"""# Results
+
+Written by `python -m experiments.run --report` from [csv/runs.csv](csv/runs.csv), which has every run's
+command, seed, commit and machine. Scores are last scores, not best ones: greedy actors after the last round
+(1000 episodes a seed, HalfCheetah 20); 0 is random play and 100 the expert. Rows of commits before the tag
+`before-redesign` were made with the scripts as they were there: with forces on spread these centred the
+critics' action inputs.
+
+A score is the interquartile mean over seeds (of five seeds the mean of the middle three), in brackets its
+95% bootstrap interval (rliable's method), then the plain mean. n is the number of seeds where it is not 5;
+fewer than {FEWEST} have no interval. Intervals of so few seeds are too short: of normally distributed
+scores the one of five seeds, called 95%, has the truth in {COVERAGE[5][0]:.0%} of cases, that of three in
+{COVERAGE[3][0]:.0%}. The highest score of a row is bold, whatever the intervals say. All seeds learn from
+the same simulated dataset.
+"""
+RULE = f"""A comparison is a difference of interquartile means. It **holds** if its whole interval lies
+above 0, **does not hold** if the whole interval lies below 0, and otherwise **cannot be
+told**. A sentence about several comparisons does not hold as soon as one of them does not, and
+holds only if all do; what has fewer than {FEWEST} seeds is missing. Nothing is corrected for
+the number of comparisons; where two methods do not differ at all, an interval misses 0 in {
+    1 - COVERAGE[5][1]:.0%} of comparisons of five seeds with five (normal scores). Only continuous
+simple_spread random has the paper's distribution of data and its unit of scores."""
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """The rows of a CSV file as texts, none where there is no file."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame()
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def markdown(rows: list[dict]) -> str:
+    """A Markdown table, without the blanks that fill its columns."""
+    table = pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True, tablefmt="github")
+    return re.sub(r"-{3,}", "---", re.sub(r" +\|", " |", table))
+
+
+def in_words(groups: list[list[float]]) -> str:
+    """IQM [low, high], mean of the seeds of one dataset or several; n where it is not 5."""
+    if not groups or not all(groups):
+        return ""
+    found, sizes = iqm_interval(*groups), sorted({len(group) for group in groups})
+    text = f"{found.value:.1f}"
+    if not np.isnan(found.low):
+        text += f" [{found.low:.1f}, {found.high:.1f}], {np.mean(np.concatenate(groups)):.1f}"
+    return text if sizes == [5] else f"{text} (n = {' to '.join(map(str, sizes[:: len(sizes) - 1 or 1]))})"
+
+
+def scores_of(groups: dict[str, list[list[float]]]) -> dict[str, str]:
+    """Texts of a row's scores by method, the highest one bold if there are two."""
+    texts = {method: in_words(group) for method, group in groups.items()}
+    values = {method: iqm(np.concatenate(groups[method])) for method, text in texts.items() if text}
+    if len(values) > 1:
+        best = max(values, key=values.get)
+        value, _, rest = texts[best].partition(" ")
+        texts[best] = f"**{value}** {rest}".strip()
+    return texts
+
+
+def published(place: tuple) -> str:
+    """The paper's numbers on OMAR's data of that name."""
+    if place not in PUBLISHED.index:
+        return ""
+    row = PUBLISHED.loc[place].dropna()
+    deviation = f" ± {row['deviation']}" if "deviation" in row else ""
+    return ", ".join(
+        f"{name} {score}{deviation if name == 'spacql' else ''}"
+        for name, score in row.items()
+        if name != "deviation"
+    )
+
+
+def main_table(grid: str, scores: Scores) -> str:
+    """Every dataset and size of the discrete or the continuous grid, and aggregates over the main sizes."""
+    sizes = {key[1:3] + key[4:] for key in scores.groups if key[0] == grid and key[2] in QUALITIES}
+    main = {key[1:3] + key[4:] for key in scores.main.values()}
+
+    def rank(key):
+        return TASKS[grid].index(key[0]), QUALITIES.index(key[1]), key not in main, int(key[2])
+
+    rows = []
+    for env_id, quality, rounds, batch_size in sorted(sizes, key=rank):
+        keys = {method: (grid, env_id, quality, method, rounds, batch_size) for method in METHODS}
+        groups = {
+            m: [scores.groups[k]["score"].astype(float).tolist()]
+            for m, k in keys.items()
+            if k in scores.groups
+        }
+        data = DATA_SCORES[grid][env_id][QUALITIES.index(quality)]
+        row = dict(task=env_id, data=f"{quality} ({data})", rounds=rounds)
+        row["rounds"] += f" (batch {batch_size})" * (batch_size != "256")
+        row |= scores_of({method: groups.get(method, []) for method in METHODS})
+        is_main = (env_id, quality, rounds, batch_size) in main
+        rows.append(row | {"*published, on OMAR's data*": published((env_id, quality)) if is_main else ""})
+    shared = [place for env_id in TASKS[grid] for place in ((grid, env_id, q) for q in QUALITIES)]
+    shared = [p for p in shared if all(len(scores.values(p, m)) >= FEWEST for m in METHODS)]
+    for name, qualities in {
+        "all": QUALITIES,
+        "random and medium-replay": WIDE,
+        "medium, expert": NARROW,
+    }.items():
+        places = [place for place in shared if place[2] in qualities]
+        if places:  # a dataset weighs the same for every method: as many seeds as each has there
+            seeds = [min(len(scores.values(p, m)) for m in METHODS) for p in places]
+            groups = {
+                m: [scores.values(p, m)[:n] for p, n in zip(places, seeds, strict=True)] for m in METHODS
+            }
+            rows.append(dict(task=f"{len(places)} datasets", data=name, rounds="") | scores_of(groups))
+    return (
+        f"{markdown(rows)}\n\nRows over several datasets have those on which every method has at least "
+        f"{FEWEST} seeds, and of each the first seeds, as many as every method has there."
+    )
+
+
+def own_or_borrowed(scores: Scores, grid: str, place: tuple, method: str) -> list[float]:
+    """Scores of a method in a side grid, or those of the main grid that stand in for them."""
+    return scores.values((grid, *place), method) or scores.values((BORROWED.get(grid), *place), method)
+
+
+def side_table(grid: str, scores: Scores, dependence: dict) -> str:
+    """A table of another grid: its scores, and what its methods differ by, dataset by dataset.
+
+    dependence {(env_id, dataset): nats} is shown for data of teams that act together.
+    """
+    places = dict.fromkeys(key[1:3] for key in scores.main.values() if key[0] == grid)
+    rows, differences = [], []
+    counts = {pair: [] for pair in COMPARED[grid]}
+    for place in places:
+        values = {m: own_or_borrowed(scores, grid, place, m) for m in scores_columns(grid)}
+        row = dict(task=place[0], data=place[1])
+        rows.append(
+            row | scores_of({method: [values[method]] if values[method] else [] for method in COLUMNS[grid]})
+        )
+        if grid == "coordination":
+            row["dependence, nats"] = f"{dependence[place]:.3f}" if place in dependence else ""
+        for pair in COMPARED[grid]:
+            first, second = (values[method] for method in pair)
+            if min(len(first), len(second)) >= FEWEST:
+                found = difference([first], [second])
+                row[" minus ".join(pair)] = str(found)
+                counts[pair].append(found)
+        differences.append(row)
+    lines = [
+        f"* {first}: above {second} on {sum(f.low > 0 for f in found)}, below on "
+        f"{sum(f.high < 0 for f in found)} of {len(found)} datasets"
+        for (first, second), found in counts.items()
+        if found
+    ]
+    return "\n\n".join([markdown(rows), markdown(differences), "\n".join(lines)])
+
+
+def scores_columns(grid: str) -> tuple:
+    """All methods that a side table shows or compares."""
+    return tuple(dict.fromkeys((*COLUMNS[grid], *(name for pair in COMPARED[grid] for name in pair))))
+
+
+def claims_section(scores: Scores) -> str:
+    """All verdicts at a glance, and what they rest on."""
+    overview, details = [], []
+    for claim in CLAIMS:
+        row, rows = {"the paper's claim": claim.text} | dict.fromkeys(TASKS, ""), []
+        for grid in claim.grids:
+            verdict, findings = try_claim(claim, grid, scores)
+            held, failed = (
+                sum(finding.verdict == v for finding in findings.values()) for v in (HOLDS, FAILS)
+            )
+            counts = f": on {held} of {len(findings)} datasets, on {failed} not" if len(findings) > 1 else ""
+            row[grid] = f"**{verdict}**{counts}"
+            for (env_id, quality), finding in findings.items():
+                place = dict(actions=grid, task=env_id, data=quality)
+                rows.append(place | dict(verdict=finding.verdict, difference=finding.said))
+        overview.append(row)
+        details.append(f"**{claim.text}**\n\n{markdown(rows)}")
+    return "\n\n".join([RULE, markdown(overview), *details])
+
+
+def aggregate_differences(scores: Scores) -> str:
+    """SPaCQL against every other method, mean over all datasets where both have enough seeds."""
+    rows = []
+    for grid in TASKS:
+        for name, qualities in {
+            "all": QUALITIES,
+            "random and medium-replay": WIDE,
+            "medium, expert": NARROW,
+        }.items():
+            for rival in METHODS[1:]:
+                places = [(grid, env_id, quality) for env_id in TASKS[grid] for quality in qualities]
+                pairs = [[scores.values(place, method) for method in ("spacql", rival)] for place in places]
+                pairs = [pair for pair in pairs if min(map(len, pair)) >= FEWEST]
+                if pairs:
+                    found = difference(*map(list, zip(*pairs, strict=True)))
+                    row = {"actions": grid, "data": name, "SPaCQL minus": rival, "datasets": len(pairs)}
+                    rows.append(row | {"mean difference of IQMs": str(found)})
+    return markdown(rows)
+
+
+def missing_section(cells: list[Cell], runs: pd.DataFrame) -> str:
+    """What is planned and not done, by task and dataset."""
+    names = ["grid", "env_id", "dataset", "method", "rounds", "batch_size", "seed"]
+    jobs = missing_jobs(cells, set(runs[names].itertuples(index=False, name=None)))
+    if not jobs:
+        return f"Nothing: all {len(cells)} cells are done."
+    by_dataset = {}
+    for job in jobs:
+        cell = job.cell
+        size = f"{cell.rounds} rounds" + f", batch {cell.batch_size}" * (cell.batch_size != 256)
+        seeds = str(job.first) if job.count == 1 else f"{job.first} to {job.first + job.count - 1}"
+        place = f"{cell.grid}, {cell.env_id} {cell.dataset}, {size}"
+        by_dataset.setdefault(place, []).append(f"{cell.method} ({seeds})")
+    lines = [f"* {place}: {', '.join(methods)}" for place, methods in by_dataset.items()]
+    text = (
+        f"{len({job.cell for job in jobs})} of {len(cells)} cells lack seeds (in brackets); {len(jobs)} "
+        "commands, which `python -m experiments.run --dry-run` lists, would run them."
+    )
+    return "\n".join([text, "", *lines])
+
+
+# --------------------------------------------------------------------------------------------- figures
+
+
+def save(fig: Figure, path: Path) -> None:
+    """Write a figure."""
+    with atomic(path) as partial:
+        fig.savefig(partial, dpi=110)
+
+
+def draw_curves(path: Path, scores: Scores, curves: pd.DataFrame, columns: list[str], title: str) -> None:
+    """Columns of SPaCQL's curves over training by task and quality: mean over seeds and their range."""
+    panels = [(grid, env_id) for grid in TASKS for env_id in TASKS["discrete"]]
+    fig = Figure(figsize=(13, 3.2 * len(panels)), layout="constrained")
+    axes = fig.subplots(len(panels), len(QUALITIES), sharey=True, squeeze=False)
+    groups = dict(list(curves.groupby(["grid", "env_id", "dataset", "method", "rounds", "batch_size"])))
+    for row, (grid, env_id) in zip(axes, panels, strict=True):
+        for ax, quality in zip(row, QUALITIES, strict=True):
+            points = groups.get(scores.main.get((grid, env_id, quality, "spacql")))
+            for column in columns if points is not None else []:
+                table = points.pivot_table(index="round", columns="seed", values=column).dropna(axis=1)
+                line = ax.plot(table.index, table.mean(axis=1), label=column)[0]
+                low, high = table.min(axis=1), table.max(axis=1)
+                ax.fill_between(table.index, low, high, alpha=0.2, color=line.get_color(), lw=0)
+            ax.set(title=f"{grid}, {env_id}, {quality}", xlabel="round")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    if handles:
+        fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    fig.suptitle(f"{title} (mean and range over seeds)")
+    save(fig, path)
+
+
+def draw_scores(path: Path, scores: Scores) -> None:
+    """IQM and interval of every method by task and quality; grey lines are the data's mean scores."""
+    columns = max(map(len, TASKS.values()))
+    fig = Figure(figsize=(4 * columns, 7.2), layout="constrained")
+    axes = fig.subplots(len(TASKS), columns, squeeze=False)
+    for row, (grid, tasks) in zip(axes, TASKS.items(), strict=True):
+        for ax, env_id in zip(row, tasks, strict=False):
+            for q, quality in enumerate(QUALITIES):
+                ax.plot([q - 0.42, q + 0.42], [DATA_SCORES[grid][env_id][q]] * 2, color="0.6", lw=1, zorder=1)
+                for m, method in enumerate(METHODS):
+                    group, x = scores.values((grid, env_id, quality), method), q + (m - 3) * 0.12
+                    if group:
+                        found = iqm_interval(group)
+                        face = "w" if len(group) < FEWEST else None
+                        ax.plot(x, found.value, "o", ms=4, color=f"C{m}", mfc=face)
+                        ax.vlines(x, found.low, found.high, color=f"C{m}", lw=1.5)
+            ax.set(title=f"{grid}, {env_id}", xlim=(-0.5, len(QUALITIES) - 0.5))
+            ax.set_xticks(range(len(QUALITIES)), QUALITIES)
+        for ax in row[len(tasks) :]:
+            ax.axis("off")
+        row[0].set_ylabel("normalised last score")
+    marks = [axes[0][0].plot([], [], "o", color=f"C{m}", label=method)[0] for m, method in enumerate(METHODS)]
+    marks += axes[0][0].plot([], [], "o", color="0.3", mfc="w", label=f"fewer than {FEWEST} seeds")
+    marks += axes[0][0].plot([], [], color="0.6", lw=1, label="mean of the data")
+    axes[0][-1].legend(handles=marks, loc="center left", fontsize=11)
+    fig.suptitle("Interquartile mean over seeds with 95% bootstrap intervals")
+    save(fig, path)
+
+
+def write_report(out: Path, cells: list[Cell]) -> None:
+    """Write out/tables.md and the figures from the CSV files in out/csv."""
+    runs, curves = read_csv(out / RUNS_CSV), read_csv(out / CURVES_CSV)
+    if not len(runs):
+        say(f"no rows in {out / RUNS_CSV}: nothing to report")
+        return
+    scores = Scores(cells, runs)
+    measured = read_csv(out / DEPENDENCE_CSV)
+    nats = {(row.env_id, row.dataset): float(row.dependence_nats) for row in measured.itertuples()}
+    parts = [INTRODUCTION]
+    parts += [f"## {TITLES[grid]}\n\n{main_table(grid, scores)}" for grid in TASKS]
+    parts += ["## The paper's claims", claims_section(scores)]
+    parts += ["## SPaCQL against each method over several datasets", aggregate_differences(scores)]
+    for grid in COLUMNS:
+        if any(key[0] == grid for key in scores.groups):
+            parts.append(f"## {TITLES[grid]}\n\n{side_table(grid, scores, nats)}")
+    parts += ["## Not run", missing_section(cells, runs)]
+    with atomic(out / "tables.md") as partial:
+        partial.write_text("\n\n".join(part.strip() for part in parts) + "\n")
+    names = ["round", "score", "k_eff", "w1", "w2", "w3"]
+    curves[names] = curves[names].apply(pd.to_numeric, errors="coerce")
+    title = "Replacement weights of SPaCQL over training"
+    draw_curves(out / "weights.png", scores, curves, ["w1", "w2", "w3"], title)
+    draw_curves(out / "learning.png", scores, curves, ["score"], "Normalised score of SPaCQL over training")
+    draw_scores(out / "scores.png", scores)
+    say(f"wrote {out / 'tables.md'} and figures")
