@@ -1,8 +1,8 @@
 """How far the agents of each dataset act together: python -m experiments.dependence
 
-Writes results/csv/dependence.csv, a row for every dataset that the plan learns from (experiments/plan.py), with
-what `load_dataset` measures at 200,000 transitions (data/mixes.py). What is there already stays. HalfCheetah's
-datasets, whose simulation takes minutes each, are left out.
+Writes results/csv/dependence.csv, a row for every dataset that the plan learns from (experiments/plan.py),
+with what `load_dataset` measures at 200,000 transitions (data/mixes.py). What is there already stays.
+HalfCheetah's datasets, whose simulation takes minutes each, are left out.
 """
 
 from dataclasses import dataclass
