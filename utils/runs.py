@@ -337,9 +337,9 @@ def save_results(
     )
     texts = {k: np.array(json.dumps(v)) for k, v in dict(args=asdict(args), summary=summary).items()}
     curves = {f"history_{k}": np.asarray(v) for k, v in history.items()}
-    with atomic(log.folder / "returns.npz") as partial:
-        np.savez_compressed(partial, returns=returns.cpu().numpy(), **texts, **curves)
     plot_history(log.folder / "progress.png", history, log.folder.name, facts["data_score"])
+    with atomic(log.folder / "returns.npz") as partial:  # last: it marks the run as finished
+        np.savez_compressed(partial, returns=returns.cpu().numpy(), **texts, **curves)
     print(json.dumps(summary), flush=True)
     return summary
 
