@@ -1,0 +1,169 @@
+"""The documents against the code: quotations, sessions, links, commands, results, and what a run leaves."""
+
+import doctest
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import pytest
+from common import ROOT, SCRIPTS
+from matplotlib.mathtext import MathTextParser
+
+from data.datasets import read_dataset
+from envs.shipped import load_policies
+
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = {path.name: path.read_text() for path in FILES}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+PROSE = {name: FENCE.sub("", text) for name, text in TEXT.items()}
+METHOD = FENCE.findall(TEXT["method.md"])
+QUOTES = [body for kind, body in METHOD if kind == "python" and not body.startswith("import")]
+FORMULAS = re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", "\n".join(PROSE.values()), re.S)
+
+
+def block(name, word):
+    """The only block of a document in which a word stands."""
+    (body,) = [body for _, body in FENCE.findall(TEXT[name]) if word in body]
+    return body
+
+
+def tables(text):
+    """The rows of all tables of a document, as dicts by column, without emphasis."""
+    rows = []
+    for table in re.findall(r"(?:^\|.*\n)+", text.replace("**", ""), re.M):
+        head, _, *lines = (
+            [cell.strip(" *") for cell in line.split("|")[1:-1]] for line in table.splitlines()
+        )
+        rows += [dict(zip(head, line, strict=True)) for line in lines]
+    return rows
+
+
+RESULTS = tables((ROOT / "results" / "tables.md").read_text())
+
+
+@pytest.mark.parametrize("quote", QUOTES)
+def test_the_method_quotes_the_script(quote):
+    source = re.sub(r'^    """.*?"""\n', "", (ROOT / "spacql.py").read_text(), flags=re.M | re.S)
+    shifted = ("\n" + textwrap.indent(quote, indent) for indent in (0 * " ", 4 * " ", 16 * " "))
+    assert len(QUOTES) >= 8 and any(text in source for text in shifted)
+
+
+def test_sessions_show_what_python_answers():
+    sessions = "\n".join(body for kind, body in METHOD if kind == "pycon")
+    test = doctest.DocTestParser().get_doctest(sessions, {}, "method.md", "method.md", 0)
+    answers = []
+    assert len(test.examples) > 20
+    assert doctest.DocTestRunner().run(test, out=answers.append).failed == 0, "".join(answers)
+
+
+@pytest.mark.parametrize("display, inline", FORMULAS)
+def test_formulas_survive_markdown(display, inline):
+    """Markdown takes backslashes before punctuation, and underscores after it, for its own; what mathtext can
+    read is well-formed."""
+    assert not re.search(r"\\[^A-Za-z]|[^A-Za-z]_|[*<>]|\]\(", display or inline)
+    MathTextParser("path").parse("$" + re.sub(r"\\[bB]ig\b|\s", " ", display or inline) + "$")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_links_pictures_and_files_are_there(path):
+    for link in re.findall(r"\]\(([^)\s]+)\)", PROSE[path.name]):
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        headings = re.findall(r"^#+ (.+)$", target.read_text(), re.M) if anchor else []
+        anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert target.exists() and (not anchor or anchor in anchors), link
+    for file in re.findall(r"`((?:results|docs|envs|data|experiments|tests)/[^`<*]*)`", PROSE[path.name]):
+        assert (ROOT / file).exists(), file
+
+
+def flags_of(text):
+    return {flag.replace("-", "_") for flag in re.findall(r"(?<!\S)`?--([a-z][\w-]*)", text)}
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_commands_and_flags_exist(name):
+    sources = [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]
+    known = {path: {*re.findall(r"^    (\w+): ", path.read_text(), re.M), "help"} for path in sources}
+    for module, file, rest in re.findall(r"python (?:-m ([\w.]+)|(\w+\.py))([^`\n&]*)", TEXT[name]):
+        path = ROOT / (file or module.replace(".", "/") + ".py")
+        assert path in known and flags_of(rest) <= known[path], f"{file or module} {rest}"
+    assert flags_of(PROSE[name]) <= set().union(*known.values())
+
+
+def not_in_results(row):
+    """Whether no row of results/tables.md has all these cells, with or without more behind them."""
+    begin = {key: re.compile(re.escape(row[key]) + "(?![^ ,])") for key in row}
+    return not any(all(begin[key].match(other.get(key, "")) for key in row) for other in RESULTS)
+
+
+def test_the_readme_has_the_results():
+    rows = [row for row in tables(TEXT["README.md"]) if "spacql" in row]
+    assert len(rows) >= 12 and [row for row in rows if not_in_results(row)] == []
+    assert all(not_in_results(row | {key: row[key] + "1"}) for row in rows for key in row)
+
+
+def test_scores_of_the_data():
+    rows = [row for row in tables(TEXT["data.md"]) if "our random" in row]
+    assert len(rows) == 7
+    for row in rows:
+        facts = load_policies(row["task"], action_kind=row["actions"]).facts
+        for who in ("random", "expert"):
+            assert float(row[f"our {who}"]) == round(facts[f"{who}_score"], 1)
+        for quality in ("random", "medium-replay", "medium", "expert"):
+            in_results = {"task": row["task"], "data": f"{quality} ({row[quality]})"}
+            assert not not_in_results(in_results)
+
+
+def test_a_run_leaves_what_is_said(data_dir, elsewhere):
+    """The README names the JSON's keys and the folder's files; docs/method.md's code plays the team."""
+    summary, said = SCRIPTS[0].train(data_dir, "--name mine"), tables(TEXT["README.md"])
+    keys = " ".join(row["key of the JSON"] for row in said if "key of the JSON" in row)
+    assert re.findall(r"`(\w+)`", keys) == list(summary)
+    patterns = [row["file"].strip("`") for row in said if "file" in row]
+    files = [path.name for path in Path(summary["folder"]).iterdir()]
+    assert all(sum(fnmatch(file, pattern) for pattern in patterns) == 1 for file in files)
+    played = {}
+    exec(block("method.md", "checkpoint.pt"), played)
+    assert played["rewards"].shape == (100, 3) and len(files) == len(patterns)
+    assert {key for key in played["saved"] if not re.search(f'[`"]{key}[`"]', TEXT["method.md"])} == set()
+
+
+@pytest.mark.parametrize("name", ["README.md", "data.md"])
+def test_own_data_are_read(name, elsewhere):
+    random = np.random.default_rng(0).normal
+    arrays = dict(observations=random(size=(4, 26, 3, 18)).astype("f4"))
+    arrays |= dict(actions=np.ones((4, 25, 3), "i1"), rewards=random(size=(4, 25, 3)).astype("f4"))
+    exec(block(name, "mine.h5"), dict(arrays))
+    dataset = read_dataset(Path("mine.h5"), "simple_spread", "discrete")
+    assert all((getattr(dataset, key).numpy() == array).all() for key, array in arrays.items())
+
+
+def test_a_world_of_your_own(tmp_path):
+    """docs/data.md's edits in a copy: a file of data is made and a team trained."""
+    for part in ("envs", "data", "utils"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    (tmp_path / "spacql.py").write_text((ROOT / "spacql.py").read_text())
+    (tmp_path / "envs" / "meeting.py").write_text(block("data.md", "class Meeting"))
+    (tmp_path / "make.py").write_text(block("data.md", "write_dataset").replace("10_000", "100"))
+    for name, hunks in re.findall(r"^--- (\S+)\n(.*?)(?=^---|\Z)", block("data.md", "-TASKS"), re.M | re.S):
+        source = (tmp_path / name).read_text()
+        for hunk in hunks.strip().split("\n\n"):
+            old, new = ("\n".join(re.findall(rf"^\{sign}(.*)$", hunk, re.M)) for sign in "-+")
+            assert source.count(old) == 1, old
+            source = source.replace(old, new)
+        (tmp_path / name).write_text(source)
+    small = "--env-id meeting --dataset meeting.h5 --rounds 2 --batch-size 16 --eval-episodes 8 --device cpu"
+    for command in ("make.py", f"spacql.py {small}"):
+        subprocess.run([sys.executable, *command.split()], cwd=tmp_path, check=True)
+
+
+def test_they_can_be_read_in_one_sitting():
+    readme = TEXT["README.md"]
+    assert readme.count("\n") <= 250 and len(readme.split()) <= 2500
+    assert "What we found" in "\n".join(readme.splitlines()[:15])
+    assert sum(len(text.split()) for text in TEXT.values()) - len(readme.split()) <= 9000
