@@ -1,179 +1,117 @@
-"""What theory_checks.py reports: rows of verdicts, the table, theory.json and the figures."""
+"""What a claim is, its verdict, and what theory_checks.py writes: the table and theory.json."""
 
 import json
-import math
-import os
 import platform
+import sys
 import textwrap
-from dataclasses import asdict, dataclass
+from collections import namedtuple
+from functools import partial
 from pathlib import Path
 
 import matplotlib
 import torch
 from matplotlib.figure import Figure
+from tabulate import tabulate
 
 from theory.dec_mdps import exact
-from utils.errors import InputError
 from utils.files import atomic, current_commit
 
 matplotlib.rcParams["pdf.fonttype"] = 42  # text stays text
-ROUNDING = 1e-11  # relative: what separates a broken bound from float64 noise
-CONDITION, FAILS, MEASURED = "holds with a condition", "fails", "measured"  # verdicts besides "holds"
+HOLDS, CONDITION, FAILS, MEASURED = "holds", "holds with a condition", "fails", "measured"
+PAPER, READING = "the paper's words", "a natural reading"  # what a claim that fails is
+ROUNDING = {"<=": 1e-11, "=": 1e-9}  # relative: what separates a broken claim from float64 noise
+CLAIMS = []
 
 
-@dataclass
-class Row:
-    """One line of the table."""
-
-    statement: str
-    tried: int
-    worst_slack: float
-    tightness_median: float | None  # None: measured, nothing to be tight to
-    tightness_max: float | None
-    verdict: str
-    expected: str
-    note: str = ""
-    claim: str = ""
+# function(*case) is (value, bound) for every case of cases(sweep); bound may be a tuple of terms to sum. A
+# claim that fails pins its counterexample: numbers are all values and bounds of its few cases.
+Claim = namedtuple("Claim", "name statement cases function expected relation note words numbers")
 
 
-def check(statement, pairs, expected="holds", note=""):
-    """A row from (value, bound) pairs of tensors: does value <= bound, up to rounding, everywhere? `expected` is
-    "holds", "holds with a condition" (which the statement names), "fails" (which needs a single break) or "measured"
-    (no verdict). A break that is not expected is described in the note."""
-    value, bound = (torch.cat([exact(pair[j]).expand(pair[0].shape).flatten() for pair in pairs]) for j in (0, 1))
-    slack = bound - value
-    broken = ~(slack >= -ROUNDING * (1 + bound.abs()))
-    ratio = (value / bound)[bound > ROUNDING]
-    ratio = ratio if len(ratio) else exact([0.0])
-    verdict = FAILS if broken.any() else "holds" if expected == FAILS else expected
+def claim(name, statement, cases, expected=HOLDS, relation="<=", note="", words="", numbers=(), **options):
+    """Register the decorated function, with its options, as a claim; of several the upper comes first."""
+
+    def register(function):
+        called = partial(function, **options)
+        made = Claim(name, statement, cases, called, expected, relation, note, words, numbers)
+        same = (i for i, c in enumerate(CLAIMS) if c.function.func is function)
+        CLAIMS.insert(next(same, len(CLAIMS)), made)
+        return function
+
+    return register
+
+
+def fails(name, statement, cases, numbers, relation="<=", note="", words=READING, **options):
+    """Register a claim that fails on these cases, with these numbers."""
+    return claim(name, statement, lambda _: cases, FAILS, relation, note, words, numbers, **options)
+
+
+def evaluate(claim, sweep):
+    """(value, bound) of all cases, flat and of one length."""
+    values, bounds = [], []
+    for case in claim.cases(sweep):
+        value, bound = claim.function(*case)
+        bound = sum(bound) if isinstance(bound, tuple) else bound
+        value, bound = torch.broadcast_tensors(exact(value), exact(bound))
+        values.append(value.flatten())
+        bounds.append(bound.flatten())
+    return torch.cat(values), torch.cat(bounds)
+
+
+def judge(claim, sweep):
+    """A row: it fails where a value exceeds its bound (or, for "=", differs from it); where that is expected
+    it must be with the pinned numbers; what is measured has no verdict."""
+    value, bound = evaluate(claim, sweep)
+    slack = bound - value if claim.relation == "<=" else -(bound - value).abs()
+    broken = ~(slack >= -ROUNDING[claim.relation] * (1 + bound.abs()))
+    worst, ratio = int(slack.argmin()), (value / bound)[bound > ROUNDING["<="]]
+    tight = claim.relation == "<=" and claim.expected != MEASURED and len(ratio) > 0
+    verdict, note = claim.expected, " ".join(claim.note.split())
     if not slack.isfinite().all():
-        verdict = "not a number"  # never expected
-    elif expected == MEASURED:
-        verdict = expected
-    elif verdict == FAILS and expected != FAILS:
-        worst = int(slack.nan_to_num(nan=-math.inf).argmin())
-        note = f"value {float(value[worst]):.6g} > bound {float(bound[worst]):.6g} (try {worst}). {note}"
-    tightness = (None, None) if expected == MEASURED else (float(ratio.median()), float(ratio.max()))
-    return Row(statement, len(value), float(slack.min()), *tightness, verdict, expected, note)
-
-
-def listed(values, style):
-    """Numbers as text, separated by commas, each in the given format."""
-    return ", ".join(format(value, style) for value in values)
+        verdict = "not a number"
+    elif claim.expected == MEASURED:
+        share = float(broken.double().mean())
+        note += f" From {float(value.min()):.3g} to {float(value.max()):.3g}; broken in {share:.1%}."
+    elif claim.expected == FAILS:
+        found, pinned = torch.stack([value, bound], 1), exact(claim.numbers)
+        same = found.shape == pinned.shape and found.allclose(pinned, 1e-6, 1e-6)
+        verdict = HOLDS if not broken.any() else FAILS if same else "fails in another way"
+        note += " Found: " + ", ".join(f"{v:.4g} for {b:.4g}" for v, b in found.tolist()) + "."
+    elif broken.any():
+        verdict = FAILS
+        note += f" Found: {float(value[worst]):.6g} for {float(bound[worst]):.6g}."
+    row = dict(claim=claim.name, statement=claim.statement, words=claim.words, expected=claim.expected)
+    tightness = [float(ratio.median()), float(ratio.max())] if tight else None
+    row |= dict(verdict=verdict, tried=len(value), worst_slack=float(slack[worst]), tightness=tightness)
+    return row | dict(note=note.strip())
 
 
 def table(rows) -> str:
-    """The terminal's table: a line per row, and below it the counterexamples and conditions, by number."""
-    lines = ["    claim         verdict                  tried  worst slack  tightness: median, max   statement"]
+    """The terminal's table: a line per row, and below it notes and counterexamples, by number."""
+    lines, notes = [], []
     for number, r in enumerate(rows, 1):
-        verdict = r.verdict + ("" if r.verdict == r.expected else " (!)")
-        tightness = " " * 21
-        if r.tightness_max is not None:
-            tightness = f"{r.tightness_median:10.3g} {r.tightness_max:10.4g}"
-        lines.append(
-            f"{number:>3} {r.claim:13} {verdict:23} {r.tried:6} {r.worst_slack:12.3g}  {tightness}   {r.statement}"
-        )
-    notes = [textwrap.fill(f"{n}. {r.note}", 120, subsequent_indent="   ") for n, r in enumerate(rows, 1) if r.note]
-    return "\n".join([*lines, "", *notes])
+        verdict = r["verdict"] + ("" if r["verdict"] == r["expected"] else " (!)")
+        statement = r["statement"] + (f" ({r['words']})" if r["words"] else "")
+        tightness = r["tightness"] or [None, None]
+        lines.append((number, r["claim"], verdict, r["tried"], r["worst_slack"], *tightness, statement))
+        if r["note"]:
+            notes.append(textwrap.fill(f"{number}. {r['note']}", 110, subsequent_indent="   "))
+    titles = ("", "claim", "verdict", "tried", "worst slack", "median", "max value / bound", "statement")
+    return "\n".join([tabulate(lines, titles, "simple", floatfmt=".4g"), "", *notes])
 
 
-def save(folder: Path, args: dict, rows, data: dict) -> None:
-    """Write theory.json, and each figure whose numbers are there as PNG and PDF; every file appears when complete."""
-    report = dict(args=args, commit=current_commit(), torch=torch.__version__, machine=platform.machine())
-    report |= dict(rows=[asdict(row) for row in rows], data=data)
-    for name, (file, draw) in FIGURES.items():
-        if name in data:
-            figure = Figure(layout="constrained")
-            draw(figure, data[name])
-            for suffix in ("png", "pdf"):
-                with atomic(folder / f"{file}.{suffix}") as partial:
-                    when = {"CreationDate": None} if suffix == "pdf" else None  # the same bytes every time
-                    figure.savefig(partial, dpi=110, metadata=when)
+def save(folder: Path, args: dict, rows, headline) -> None:
+    """Write theory.json, which appears when complete."""
+    report = dict(command=f"python {' '.join(sys.argv)}", args=args, commit=current_commit())
+    report |= dict(torch=torch.__version__, machine=platform.machine(), rows=rows, headline=headline)
     with atomic(folder / "theory.json") as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def check_folder(folder: Path) -> None:
-    """Raise InputError now where `save` could not write later."""
-    try:
-        there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-        reason = "" if there.is_dir() and os.access(there, os.W_OK) else f"{there} is not a writable folder"
-        folder.exists()  # raises for impossible names
-    except OSError as error:
-        reason = error.strerror
-    if reason:
-        raise InputError(f"cannot write to {folder}: {reason}")
-
-
-def draw_subsets(figure, data) -> None:
-    """The headline: what replacing |S| agents does to occupancies (at most linear) and to densities (exponential)."""
-    names = dict(
-        W1="exact W1 of state occupancies",
-        coupling="its bound by coupling",
-        linear="Lemma 1's linear bound",
-        ratio="largest density ratio",
-        chi2="1 + chi-squared",
-        support=f"1 / chance to lie in the support of {data['samples']:,} samples",
-    )
-    figure.set_size_inches(8, 5)
-    ax = figure.subplots()
-    for name, label in names.items():
-        low, mean, high = zip(*data["curves"][name], strict=True)
-        sizes = range(len(mean))
-        style = "-" if name in ("W1", "coupling", "linear") else "--"
-        ax.plot(sizes, [v or math.nan for v in mean], style, marker="o", ms=3, label=label)
-        ax.fill_between(sizes, [v or math.nan for v in low], [v or math.nan for v in high], alpha=0.15)
-    ax.axhline(1, color="black", lw=0.6, ls=":")
-    ax.set(yscale="log", xlabel=f"|S|, agents replaced (of {data['agents']})", xticks=range(data["agents"] + 1))
-    ax.set_title("Replacing agents: at most linear in occupancies, exponential in densities")
-    ax.legend(fontsize=8)
-
-
-def draw_bounds(figure, data) -> None:
-    """Theorems 1 and 3 in the sharp case: worst error, printed bound, and the largest possible error."""
-    figure.set_size_inches(10, 3.8)
-    for ax, panel in zip(figure.subplots(1, len(data)), data, strict=True):
-        for name, values in panel["curves"].items():
-            ax.plot(panel["x"], values, "--" if "bound" in name else "-", marker="o", ms=3, label=name)
-        if panel["scale"] == "log":
-            ax.axhline(panel["largest"], color="black", lw=0.8, ls=":", label="largest error of a Qhat within 1/(1-g)")
-        ax.set(title=panel["title"], xlabel=panel["xlabel"], xscale=panel["scale"], yscale=panel["scale"])
-        ax.legend(fontsize=7)
-
-
-def draw_coverage(figure, data) -> None:
-    """`coverage`: by k, the share of queries that the dataset lacks, and the error of a fitted Q there."""
-    figure.set_size_inches(10, 3.8)
-    left, right = figure.subplots(1, 2)
-    for name, values in data.items():
-        style = dict(ls="--" if "modes" in name else "-", marker="o", ms=3, label=name)
-        left.plot(range(len(values["missing"])), values["missing"], **style)
-        right.plot(range(1, len(values["error"]) + 1), values["error"], **style)
-    left.set(title="share of queries (s', a'^(k)) not in the data", xlabel="k")
-    right.set(title="mean error of the fitted Q at its queries", xlabel="k")
-    left.legend(fontsize=7)
-
-
-def draw_tradeoff(figure, data) -> None:
-    """`tradeoff`: values of teams learnt offline by four backups, against the behaviour's correlation, by dataset size;
-    0 is the value of independent behaviour, 1 that of the best joint policy."""
-    figure.set_size_inches(13, 2.4 * len(data["panels"]))
-    axes = figure.subplots(len(data["panels"]), len(data["samples"]), sharex=True, sharey="row", squeeze=False)
-    for row, (title, methods) in zip(axes, data["panels"].items(), strict=True):
-        for column, (ax, samples) in enumerate(zip(row, data["samples"], strict=True)):
-            for name, by_samples in methods.items():
-                mean, half = zip(*by_samples[column], strict=True)
-                ax.errorbar(data["dials"], mean, half, label=name, capsize=2, lw=1)
-            ax.set_title(f"{title}; {samples:,} transitions", fontsize=9)
-        row[0].set_ylabel("value")
-    for ax in axes[-1]:
-        ax.set_xlabel("dial of the behaviour (0 independent, 1 coordinated)")
-    axes[0, 0].legend(fontsize=8)
-
-
-FIGURES = {  # by claim: the file's name, and what draws its data
-    "lemma1": ("linear_or_exponential", draw_subsets),
-    "theorem3": ("bounds", draw_bounds),
-    "coverage": ("coverage", draw_coverage),
-    "tradeoff": ("tradeoff", draw_tradeoff),
-}
+def save_figure(draw, stem: Path, size, *args) -> None:
+    """draw(figure, *args) as PNG and PDF, the same bytes every time."""
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure, *args)
+    for suffix, metadata in ((".png", None), (".pdf", {"CreationDate": None})):
+        with atomic(stem.with_name(stem.name + suffix)) as partial:
+            figure.savefig(partial, dpi=110, metadata=metadata)
