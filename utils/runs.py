@@ -83,8 +83,6 @@ def open_run(args_class, argv, description: str, script: str) -> tuple:
     check_numbers(vars(args))
     if args.track:
         check_wandb()
-    if args.backup == "spacql" and args.num_critics == 1:
-        say("one critic has no spread: its weights w_k are uniform")
     if args.resume is None:
         folder = run_folder(args)
         parent = next(parent for parent in folder.absolute().parents if parent.exists())
@@ -268,6 +266,8 @@ def start_log(folder: Path, args, first_round: int) -> Log:
         settings = dict(project="spacql", name=folder.name, id=file.read_text(), resume="allow", dir=folder)
         with contextlib.redirect_stdout(sys.stderr):
             wandb.init(config=asdict(args), sync_tensorboard=True, **settings)
+    if args.backup == "spacql" and args.num_critics == 1:
+        say("one critic has no spread: its weights w_k are uniform")
     with atomic(folder / "args.json") as partial:
         partial.write_text(json.dumps(asdict(args), indent=2))
     return Log(folder, first_round)
