@@ -33,10 +33,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import envs
 from data import mixes, omar
 from data.mixes import MixedTeams, is_mix, load_teams, measure_dependence, parse_mix, teams_file
-from envs import ENV_IDS_OF_KIND, cheetah_physics, half_cheetah, make_env, particles, shipped, two_doors
-from envs.particles import ENV_IDS, WITH_PREY
+from envs import ENV_IDS_OF_KIND, half_cheetah, make_env, two_doors
+from envs.particles import NUM_ACTIONS, WITH_PREY
 from envs.shipped import POLICY_DIR, greedy, load_policies, policy_file, rollout
 from utils.errors import InputError, check_choice
 from utils.files import atomic, interrupts_at_the_end, reading
@@ -47,11 +48,6 @@ PREY_LEVELS = 3  # how many folders above the data the prey's file is looked for
 FORMAT = "spacql-dataset-1"
 HORIZONS = {env_id: shape.horizon for env_id, shape in omar.SHAPES.items()} | {
     two_doors.ENV_ID: two_doors.HORIZON
-}
-MODULES = {  # whose source decides what the data of a task are, beside the modules that all have in common
-    **dict.fromkeys(ENV_IDS, (particles,)),
-    two_doors.ENV_ID: (two_doors,),
-    half_cheetah.ENV_ID: (half_cheetah, cheetah_physics),
 }
 PACKAGES = ("torch", "numpy", "h5py", "mujoco")  # whose versions every file notes
 SCRIPT_OF_KIND = {"discrete": "spacql.py", "continuous": "spacql_continuous.py"}
@@ -180,7 +176,7 @@ def simulated_file(env_id, dataset, name, size, seed, folder: Path, action_kind)
         raise InputError(f"dataset size {size} is less than one episode of {HORIZONS[env_id]} transitions")
     if seed < 0:
         raise InputError(f"dataset seed {seed} is negative")
-    sources = [Path(module.__file__) for module in (*MODULES[env_id], shipped, mixes)] + [Path(__file__)]
+    sources = [*sorted(Path(envs.__file__).parent.glob("*.py")), Path(mixes.__file__), Path(__file__)]
     if env_id != two_doors.ENV_ID:
         sources.append(policy_file(env_id, POLICY_DIR, action_kind))
         sources += [teams_file(env_id, POLICY_DIR)] if is_mix(dataset) else []
@@ -363,8 +359,7 @@ def check_values(path: Path, arrays: dict[str, np.ndarray], action_kind: str) ->
     if action_kind == "continuous":
         wrong.append(("actions", np.abs(actions) > 1, "is not in [-1, 1]"))
     else:
-        last = particles.NUM_ACTIONS - 1
-        wrong.append(("actions", (actions < 0) | (actions > last), f"is not in 0..{last}"))
+        wrong.append(("actions", (actions < 0) | (actions >= NUM_ACTIONS), f"is not in 0..{NUM_ACTIONS - 1}"))
     wrong.append(("terminals", arrays["terminals"].astype(bool), "is True, but these tasks never end early"))
     for name, mask, what in wrong:
         if mask.any():

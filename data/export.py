@@ -23,8 +23,7 @@ from utils.files import atomic, parse, run_script, say
 
 
 def write_prey(path: Path, prey: list[torch.Tensor]) -> None:
-    """Write a prey, a ReLU-ReLU-tanh network [1, in, H], [1, 1, H], [1, H, H], ..., [1, 1, 2], as OMAR's
-    file.
+    """Write a prey, a ReLU-ReLU-tanh network [1, in, H], [1, 1, H], ..., [1, 1, 2], as OMAR's file.
 
     prey: its first six tensors are used (a continuous actor's standard deviation may follow).
 
@@ -66,15 +65,12 @@ def state_dict(layers: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def write_folder(folder: Path, dataset, prey: list[torch.Tensor] | None = None) -> None:
-    """Write a dataset of continuous actions as an OMAR folder, which appears under its name only when
-    complete.
+    """Write a Dataset of continuous actions as an OMAR folder, which appears only when complete, and beside
+    the arrays the network that played the prey (`write_prey`).
 
-    dataset: has observations [E, T + 1, N, O], actions [E, T, N, A], rewards [E, T, N], states [E, T + 1, D]
-    or None.
-    prey: the network that played the prey, see `write_prey`; it is put beside the arrays. The format has no
-    place for scores: `read_folder` normalises what is written here with the published ones, which belong to
-    OMAR's prey, not to another. Raises InputError where `folder` holds something already or cannot be
-    written, and for discrete actions.
+    The format has no place for scores: `read_folder` normalises what is written here with the published ones,
+    which belong to OMAR's prey, not to another. Raises InputError where `folder` holds something already or
+    cannot be written, and for discrete actions.
     """
     folder = Path(folder)
     if not dataset.actions.is_floating_point():

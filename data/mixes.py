@@ -1,19 +1,17 @@
-"""Coordination in the data: mixtures of teams with different conventions, and how much logged actions depend
-on one another.
+"""Mixtures of teams with different conventions, and how much logged actions depend on one another.
 
     python spacql.py --dataset mix:teams=3,unit=step,share=0.5,noise=0.1 --cql-alpha 2
     python -m data.mixes     # retrains the teams that envs/policies/ ships, in minutes
 
-A mix (`Mix`) lets m independently trained expert teams act in turn. At each step, or once per episode (unit),
+A mix (`Mix`) lets expert teams, trained independently, act in turn. At each step, or once per episode (unit),
 with probability `share` one team is drawn and all agents act as its members; otherwise every agent draws a
 team of its own. With unit=step each agent's own action has the same distribution, given the state, whatever
-the share: the share is a dial of dependence alone. At 0 the actions are independent given the state; at 1
-they are as dependent as m conventions can make them. With probability `noise` an agent's action is a uniform
-one instead, at each step anew.
+the share: the share is a dial of dependence alone, from none at 0 to as much as the conventions can make at
+1. With probability `noise` an agent's action is a uniform one instead, at each step anew.
 
-`measure_dependence` estimates the mean over agents of the conditional mutual information I(a_i ; a_-i | s),
-in nats: what the others' actions tell of an agent's action when the state is known already. It is 0 for
-factorised behaviour.
+`measure_dependence` estimates the mean over agents of the conditional mutual information I(a_i ; a_-i | s):
+what the others' actions tell of an agent's action when the state is known already, 0 for factorised
+behaviour.
 
 Array letters: M teams, E episodes, T steps, N agents, W worlds, O observation numbers, A numbers of an
 action, D state numbers, L latent classes.
@@ -125,8 +123,7 @@ class MixedTeams:
 
 
 def teams_file(env_id: str, folder: Path = POLICY_DIR) -> Path:
-    """Where the teams of a particle world are, but for the first, which is the shipped expert. Raises
-    InputError, with the command that makes them, where there are none."""
+    """Where the teams are, but for the first, the shipped expert. Raises InputError where they are not."""
     path = Path(folder) / TEAMS_FILE.format(env_id)
     if not path.is_file():
         raise InputError(f"no policy file {path}; make it with: python -m data.mixes")
@@ -163,23 +160,20 @@ BIN_EDGES = torch.tensor([-1 / 3, 1 / 3])  # of each number of a continuous acti
 
 
 def measure_dependence(dataset, seed: int = 0) -> dict[str, float]:
-    """The mean over agents of I(a_i ; a_-i | s) in nats, at least 0, its standard error over held-out
-    episodes, and the predictability of an agent's actions from the state, 1 - H(a_i | s) / log(number of
-    actions), from 0 to 1.
+    """Three facts: `dependence`, the mean over agents of I(a_i ; a_-i | s) in nats, at least 0; its standard
+    error over held-out episodes, `dependence_error`; and `predictability`, 1 - H(a_i | s) / log(number of
+    actions), from 0 to 1. Of fewer than 8 episodes nothing is said: 0, with an infinite error, and 0.
 
     dataset: has observations [E, T + 1, N, O] and actions [E, T, N] or [E, T, N, A]; the state is the
-    observations side by side. Each number of a continuous action is put into one of three bins. It is the
-    difference of two held-out cross-entropies: that of a classifier of a_i that sees s, and that of one that
-    also sees a_-i. Both are read off one model of the joint action, a mixture of L latent classes,
+    observations side by side. Each number of a continuous action is put into one of three bins. Dependence is
+    the difference of two held-out cross-entropies: of a classifier of a_i that sees s, and of one that also
+    sees a_-i. Both are read off one model of the joint action, a mixture of L latent classes,
         p(a | s) = sum_l w_l(s) prod_i p_l,i(a_i | s),
-    as p(a_i | s) and p(a_i | s, a_-i). Which team acts is such a class. (Two free networks learn less from as
-    many transitions.)
+    such as which team acts. (Two free networks learn less from as many transitions.)
 
-    Dependence of mixed teams is underestimated; the shipped qualities measure at most 0.006
-    (results/dependence.csv). But what the model has not learnt of the state can pass for dependence where
-    agents act alike: agents that all play one sharp function of the state, which are independent given it,
-    measure more than 0, and the more so the fewer episodes there are. The standard error does not include
-    this. Of fewer than 8 episodes nothing is said: 0, with an infinite error, and predictability 0.
+    Dependence of mixed teams is underestimated; the shipped qualities measure at most 0.006. But what the
+    model has not learnt of the state can pass for dependence where agents act alike: agents that all play one
+    sharp function of the state measure more than 0, and the more so the fewer episodes there are.
     """
     states, actions, num_actions = look_at(dataset)
     if len(actions) < 2 * HELD_OUT:

@@ -1,9 +1,8 @@
 """The paper's three particle tasks, one world at a time, as PettingZoo `ParallelEnv`s built on `mpe2`.
 
-The tasks are OMAR's variant (Pan et al. 2022) of OpenAI's particle worlds. Plain `mpe2` differs from it: each
-class below overrides exactly what differs and leaves the rest to the engine, so this file is slow and plain.
-It is the reference that `envs/particles.py` is tested against (the two share no code) and it draws the
-pictures.
+The tasks are OMAR's variant (Pan et al. 2022) of OpenAI's particle worlds. Each class below overrides exactly
+what differs in plain `mpe2`, so this file is slow and plain. It is the reference that `envs/particles.py` is
+tested against (the two share no code) and it draws the pictures.
 
 What OMAR's variant changes, and where:
 - `Physics`: positions move by the *new* velocity, and an agent's force is scaled twice by its `accel` (gain
@@ -31,9 +30,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from utils.errors import InputError, check_choice
 
-DIRECTIONS = np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]], dtype=np.float64)
-"""Unit force [5, 2] of each discrete action: no-op, -x, +x, -y, +y."""
-
+DIRECTIONS = np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]], dtype=np.float64)  # of discrete actions
 FRAME_SIZE = 400  # pixels per side of a frame
 SUPERSAMPLING = 3  # frames are drawn this much larger and shrunk, for smooth edges
 PAPER, ARENA, OUTLINE = (255, 255, 255), (225, 225, 225), (45, 45, 45)
@@ -169,9 +166,7 @@ class ParticleEnv(ParallelEnv):
 
         # one space object per agent for good: seeding a space must hold from then on
         discrete, box = gymnasium.spaces.Discrete, gymnasium.spaces.Box
-        space = (
-            partial(discrete, 5) if action_kind == "discrete" else partial(box, -1.0, 1.0, (2,), np.float32)
-        )
+        space = partial(discrete, 5) if action_kind == "discrete" else partial(box, -1, 1, (2,), np.float32)
         self._action_spaces = {name: space() for name in self._bodies}
         shapes = {name: self.observe(name).shape for name in self._bodies}
         self._observation_spaces = {k: box(-np.inf, np.inf, shape, np.float32) for k, shape in shapes.items()}
@@ -191,10 +186,8 @@ class ParticleEnv(ParallelEnv):
         return {name: self.observe(name) for name in self.agents}, {name: {} for name in self.agents}
 
     def step(self, actions):
-        """Move every agent by `actions`, a dict by name.
-
-        Returns observations, rewards, terminations, truncations and infos, by name.
-        """
+        """Move every agent by `actions`, a dict by name. Returns observations, rewards, terminations,
+        truncations and infos, by name."""
         if not self.agents:
             raise InputError("no episode is running: call reset() before step()")
         for name in self.agents:
@@ -206,13 +199,9 @@ class ParticleEnv(ParallelEnv):
         self.steps += 1
         names, over = self.agents, self.steps >= self.max_cycles
         self.agents = [] if over else names
-        return (
-            {name: self.observe(name) for name in names},
-            {name: float(self.scenario.reward(self._bodies[name], self.world)) for name in names},
-            {name: False for name in names},  # the only end is the time limit
-            {name: over for name in names},
-            {name: {} for name in names},
-        )
+        rewards = {name: float(self.scenario.reward(self._bodies[name], self.world)) for name in names}
+        ended, cut = dict.fromkeys(names, False), dict.fromkeys(names, over)  # only by the time limit
+        return {name: self.observe(name) for name in names}, rewards, ended, cut, {name: {} for name in names}
 
     def _force(self, action) -> np.ndarray:
         """The force [2] of one agent's action, each component in [-1, 1]."""
@@ -231,10 +220,13 @@ class ParticleEnv(ParallelEnv):
 
     def get_state(self):
         """Return copies, float64, of positions [P, 2], velocities [P, 2] and landmarks [L, 2]."""
-        positions = np.stack([agent.state.p_pos for agent in self.world.agents])
-        velocities = np.stack([agent.state.p_vel for agent in self.world.agents])
+        states = [agent.state for agent in self.world.agents]
         landmarks = np.stack([landmark.state.p_pos for landmark in self.world.landmarks])
-        return positions, velocities, landmarks
+        return (
+            np.stack([state.p_pos for state in states]),
+            np.stack([state.p_vel for state in states]),
+            landmarks,
+        )
 
     def set_state(self, positions, velocities, landmarks):
         """Put the bodies and landmarks where `get_state` (of any environment of this task) said they are."""
@@ -248,11 +240,8 @@ class ParticleEnv(ParallelEnv):
             landmark.state.p_pos = position.copy()
 
     def render(self):
-        """Draw the world: an RGB picture [FRAME_SIZE, FRAME_SIZE, 3], uint8 (None without a render mode).
-        Each body bears its number among the agents.
-
-        The square is where agents start. The view zooms out when a body leaves it, so nothing is cut off.
-        """
+        """Draw the world: an RGB picture [FRAME_SIZE, FRAME_SIZE, 3], uint8 (None without a render mode), of
+        numbered agents and the square where they start. The view zooms out when a body leaves it."""
         if self.render_mode is None:
             return None
         arena, entities = self.scenario.start_range, self.world.entities
@@ -272,11 +261,9 @@ class ParticleEnv(ParallelEnv):
             place = box(*entity.state.p_pos, entity.size)
             draw.ellipse(place, fill=colour, outline=OUTLINE, width=SUPERSAMPLING)
             if entity in self.world.agents:
-                number, font = (
-                    self.world.agents.index(entity),
-                    ImageFont.load_default(1.4 * entity.size * scale),
-                )
-                draw.text(np.add(place[:2], place[2:]) / 2, str(number), OUTLINE, font, anchor="mm")
+                number = str(self.world.agents.index(entity))
+                font = ImageFont.load_default(1.4 * entity.size * scale)
+                draw.text(np.add(place[:2], place[2:]) / 2, number, OUTLINE, font, anchor="mm")
         return np.array(picture.resize((FRAME_SIZE, FRAME_SIZE), Image.Resampling.LANCZOS))
 
 
