@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap, trim_mean
 
-from experiments.plan import METHODS, QUALITIES, WIDE, Cell
+from experiments.plan import KEYS, METHODS, QUALITIES, WIDE, Cell
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
 FEWEST = 3  # seeds with which there is an interval
@@ -71,11 +71,8 @@ def iqm(scores, axis=-1):
 
 
 def interval(groups: list, statistic: Callable) -> Estimate:
-    """statistic(*groups, axis=-1) of groups of scores with its bootstrap interval; each group is drawn by
-    itself.
-
-    The same scores give the same interval.
-    """
+    """statistic(*groups, axis=-1) with its bootstrap interval, always the same one; each group of scores is
+    drawn by itself."""
     value = float(statistic(*map(np.asarray, groups), axis=-1))
     if min(map(len, groups)) < FEWEST:
         return Estimate(value, np.nan, np.nan)
@@ -108,29 +105,26 @@ class Scores:
 
     def __init__(self, cells: list[Cell], runs: pd.DataFrame):
         """cells: the plan, in which a dataset's first size counts as the main one."""
-        self.groups = dict(
-            list(runs.groupby(["grid", "env_id", "dataset", "method", "rounds", "batch_size"]))
-        )
+        self.groups = dict(list(runs.groupby(list(KEYS))))
         self.main = {}
         for cell in cells:
-            key = tuple(map(str, cell.key.values()))
-            self.main.setdefault(key[:4], key)
+            self.main.setdefault(cell.place[:4], cell.place)
 
-    def rows(self, grid: str, env_id: str, dataset: str, method: str) -> pd.DataFrame | None:
-        """The rows of a cell of the main size, a row per seed; None where there are none."""
-        return self.groups.get(self.main.get((grid, env_id, dataset, method)))
+    def at(self, key: tuple | None) -> list[float]:
+        """The last score of each seed of the cell with these values of KEYS."""
+        return self.groups[key]["score"].astype(float).tolist() if key in self.groups else []
 
-    def values(self, place: tuple, method: str, number: Callable | None = None) -> list[float]:
-        """A number of each seed, by default its last score: place is (grid, env_id, dataset)."""
-        rows = self.rows(*place, method)
+    def values(self, place: tuple, method: str) -> list[float]:
+        """The last score of each seed of the main size: place is (grid, env_id, dataset)."""
+        return self.at(self.main.get((*place, method)))
+
+    def weights(self, place: tuple) -> np.ndarray:
+        """SPaCQL's last weights w_k, [seeds, sizes], of the sizes that the task has."""
+        rows = self.groups.get(self.main.get((*place, "spacql")))
         if rows is None:
-            return []
-        return [number(row) for _, row in rows.iterrows()] if number else rows["score"].astype(float).tolist()
-
-
-def weights(row: pd.Series) -> np.ndarray:
-    """The last weights w_k of SPaCQL, of all sizes that the task has."""
-    return np.array([float(row[name]) for name in ("w1", "w2", "w3") if row[name] not in ("", "nan")])
+            return np.empty((0, 2))
+        numbers = rows[["w1", "w2", "w3"]].apply(pd.to_numeric, errors="coerce")
+        return numbers.dropna(axis=1, how="all").to_numpy()
 
 
 # ------------------------------------------------------------------------------------- what is compared
@@ -142,7 +136,8 @@ def above(method: str, *rivals: str) -> Callable:
     """A method's scores against those of each rival."""
 
     def sides(scores, place):
-        return [tuple((name, scores.values(place, name)) for name in (method, rival)) for rival in rivals]
+        own = (method, scores.values(place, method))
+        return [(own, (rival, scores.values(place, rival))) for rival in rivals]
 
     return sides
 
@@ -157,9 +152,8 @@ def against_published(method: str) -> Callable:
 
     def sides(scores, place):
         published = float(PUBLISHED.loc[place[1:], method])
-        return [
-            ((method, scores.values(place, method)), (f"the published {published}", [published] * FEWEST))
-        ]
+        own = (method, scores.values(place, method))
+        return [(own, (f"the published {published}", [published] * FEWEST))]
 
     return sides
 
@@ -168,10 +162,9 @@ def weight_of_one(combine: Callable, name: str) -> Callable:
     """w_1 against the other weights, combined, seed by seed, in hundredths."""
 
     def sides(scores, place):
-        margins = scores.values(
-            place, "spacql", lambda row: 100 * (weights(row)[0] - combine(weights(row)[1:]))
-        )
-        return [(("100 w_1", margins), (name, [0.0] * FEWEST))]
+        weights = scores.weights(place)
+        margins = 100 * (weights[:, 0] - combine(weights[:, 1:], axis=1))
+        return [(("100 w_1", margins.tolist()), (name, [0.0] * FEWEST))]
 
     return sides
 
@@ -179,12 +172,12 @@ def weight_of_one(combine: Callable, name: str) -> Callable:
 def larger_sizes(*qualities: str) -> Callable:
     """1 - w_1, the weight of all sizes above 1, in hundredths, against that on data of other qualities."""
 
+    def side(scores, grid, env_id, quality):
+        larger = 100 * (1 - scores.weights((grid, env_id, quality))[:, 0])
+        return f"100 (1 - w_1) on {quality}", larger.tolist()
+
     def sides(scores, place):
-        first, *others = (
-            (f"100 (1 - w_1) on {p[2]}", scores.values(p, "spacql", lambda row: 100 * (1 - weights(row)[0])))
-            for p in [place, *((*place[:2], quality) for quality in qualities)]
-        )
-        return [(first, other) for other in others]
+        return [(side(scores, *place), side(scores, *place[:2], quality)) for quality in qualities]
 
     return sides
 
@@ -233,25 +226,25 @@ class Finding(NamedTuple):
 def find(claim: Claim, pairs: list[tuple[Side, Side]]) -> Finding:
     """The finding from the comparisons of one dataset; those that lack seeds are named."""
     short = sorted({name for pair in pairs for name, values in pair if len(values) < FEWEST})
-    found = {
-        (a[0], b[0]): difference([a[1]], [b[1]]) for a, b in pairs if min(len(a[1]), len(b[1])) >= FEWEST
-    }
-    verdict = claim.combine([*map(judge, found.values()), *([OPEN] if short else [])])
+    found = [
+        (first, difference([values], [others]), second)
+        for (first, values), (second, others) in pairs
+        if min(len(values), len(others)) >= FEWEST
+    ]
+    verdict = claim.combine([judge(by) for _, by, _ in found] + [OPEN] * bool(short))
     said = []
-    if (
-        found
-    ):  # shown is the comparison that decides: of those with the verdict of the whole, the least clear one
-        deciding = [names for names in found if judge(found[names]) == verdict] or list(found)
-        nearest = (min if claim.combine is all_of else max)(deciding, key=lambda names: found[names].value)
-        said.append(f"{nearest[0]} {found[nearest]} against {nearest[1]}")
+    if found:  # shown is what decides: of the comparisons with the verdict of the whole, the least clear one
+        deciding = [one for one in found if judge(one[1]) == verdict] or found
+        nearest = min if claim.combine is all_of else max
+        first, by, second = nearest(deciding, key=lambda one: one[1].value)
+        said.append(f"{first} {by} against {second}")
     if short:
         said.append(f"missing: {', '.join(short)}")
     return Finding(verdict, "; ".join(said))
 
 
 def try_claim(claim: Claim, grid: str, scores: Scores) -> tuple[str, dict[tuple, Finding]]:
-    """A claim on all its datasets of a grid: the verdict, and the finding on each {(env_id, dataset):
-    finding}."""
+    """A claim on all its datasets of a grid: the verdict, and {(env_id, dataset): the finding there}."""
     places = [(env_id, q) for env_id in TASKS[grid] if env_id in claim.env_ids for q in claim.qualities]
     findings = {place: find(claim, claim.sides(scores, (grid, *place))) for place in places}
     return all_of([finding.verdict for finding in findings.values()]), findings

@@ -6,14 +6,16 @@ by side. To add experiments, add a Block, and its methods to FLAGS; a new grid a
 """
 
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.errors import InputError
 
 QUALITIES = ("random", "medium-replay", "medium", "expert")  # data/omar.py's, without loading torch for them
 TOP = Path(__file__).resolve().parent.parent  # the repository
-RUNS, QUICK_RUNS = "runs/results", "runs/quick"  # run folders, below TOP
+RUNS = "runs/results"  # run folders, below TOP
+# What tells the rows of a cell in the CSV files from those of other cells.
+KEYS = ("grid", "env_id", "dataset", "method", "rounds", "batch_size")
 
 SCRIPTS = {
     "discrete": "spacql.py",
@@ -70,18 +72,14 @@ class Cell:
     flags: str
 
     @property
-    def key(self) -> dict[str, str | int]:
-        """What tells its rows in the CSV files from those of other cells."""
-        return {name: value for name, value in asdict(self).items() if name in KEYS}
+    def place(self) -> tuple[str, ...]:
+        """The values of KEYS, as texts."""
+        return tuple(str(getattr(self, name)) for name in KEYS)
 
     @property
     def name(self) -> str:
         """A safe folder name."""
-        parts = (self.grid, self.env_id, self.dataset, self.method, self.rounds)
-        return "__".join(re.sub(r"[^\w.-]+", "_", str(part)) for part in parts)
-
-
-KEYS = tuple(field.name for field in fields(Cell))[:6]
+        return "__".join(re.sub(r"[^\w.-]+", "_", part) for part in self.place[:5])
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Job:
         """The name of its run folder."""
         return f"{self.cell.name}__{self.first}x{self.count}"
 
-    def command(self, runs: str = RUNS) -> str:
+    def command(self) -> str:
         """Its command line, to run from the repository's top."""
         cell = self.cell
         script = SCRIPTS[cell.grid]
@@ -108,7 +106,7 @@ class Job:
             size += f" --batch-size {cell.batch_size}"
         flags = f"--env-id {cell.env_id} --dataset {cell.dataset} {FLAGS[cell.method]} {size} {cell.flags}"
         seeds = f"--seed {self.first} --num-seeds {self.count}"
-        place = f"--out {runs} --name {self.name}"
+        place = f"--out {RUNS} --name {self.name}"
         return " ".join(f"OMP_NUM_THREADS=1 python {script} {flags} {seeds} {place}".split())
 
 
@@ -183,8 +181,7 @@ def missing_jobs(cells: list[Cell], done: set[tuple]) -> list[Job]:
     """
     jobs = []
     for cell in cells:
-        place = tuple(map(str, cell.key.values()))
-        seeds = [seed for seed in range(cell.num_seeds) if (*place, str(seed)) not in done]
+        seeds = [seed for seed in range(cell.num_seeds) if (*cell.place, str(seed)) not in done]
         firsts = [seed for seed in seeds if seed - 1 not in seeds]
         ends = [seed + 1 for seed in seeds if seed + 1 not in seeds]
         jobs += [Job(cell, first, end - first) for first, end in zip(firsts, ends, strict=True)]

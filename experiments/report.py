@@ -1,6 +1,7 @@
 """results/tables.md and the figures: scores, verdicts on the paper's claims, and what is missing, from the
 CSV files in results/csv alone. `python -m experiments.run --report` writes them anew."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -8,21 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.claims import (
-    CLAIMS,
-    COVERAGE,
-    FAILS,
-    FEWEST,
-    HOLDS,
-    PUBLISHED,
-    TASKS,
-    Scores,
-    difference,
-    iqm,
-    iqm_interval,
-    try_claim,
-)
-from experiments.plan import BACKUPS, CLONING, METHODS, NARROW, QUALITIES, VS_POLICY, WIDE, Cell, missing_jobs
+from experiments import claims, plan
+from experiments.claims import CLAIMS, COVERAGE, FEWEST, PUBLISHED, TASKS, Scores, difference, iqm_interval
+from experiments.plan import KEYS, METHODS, NARROW, QUALITIES, WIDE, Cell, missing_jobs
 from utils.files import atomic, say
 
 RUNS_CSV, CURVES_CSV, DEPENDENCE_CSV = "csv/runs.csv", "csv/curves.csv", "csv/dependence.csv"
@@ -51,15 +40,15 @@ TITLES = {
 # which methods are compared, dataset by dataset.
 COLUMNS = {
     "actors": ("spacql", "spacql-vs-policy", "joint", "joint-vs-policy"),
-    "cloning": ("spacql", "bc", *CLONING),
-    "cloning-continuous": ("spacql", "bc", *CLONING),
-    "coordination": (*BACKUPS, *VS_POLICY),
+    "cloning": ("spacql", "bc", *plan.CLONING),
+    "cloning-continuous": ("spacql", "bc", *plan.CLONING),
+    "coordination": (*plan.BACKUPS, *plan.VS_POLICY),
 }
 BORROWED = {"actors": "discrete", "cloning": "discrete", "cloning-continuous": "continuous"}
 COMPARED = {
     "actors": (("spacql-vs-policy", "spacql"), ("joint-vs-policy", "joint")),
-    "cloning": tuple((name, "spacql") for name in CLONING),
-    "cloning-continuous": tuple((name, "spacql") for name in CLONING),
+    "cloning": tuple((name, "spacql") for name in plan.CLONING),
+    "cloning-continuous": tuple((name, "spacql") for name in plan.CLONING),
     "coordination": (
         ("joint", "icql-qs"),
         ("spacql", "uniform"),
@@ -68,6 +57,7 @@ COMPARED = {
         ("joint-vs-policy", "joint"),
     ),
 }
+AGGREGATES = {"all": QUALITIES, "random and medium-replay": WIDE, "medium, expert": NARROW}
 INTRODUCTION = f"""# Results
 
 Written by `python -m experiments.run --report` from [csv/runs.csv](csv/runs.csv), which has every run's
@@ -87,14 +77,19 @@ RULE = f"""A comparison is a difference of interquartile means. It **holds** if 
 above 0, **does not hold** if the whole interval lies below 0, and otherwise **cannot be
 told**. A sentence about several comparisons does not hold as soon as one of them does not, and
 holds only if all do; what has fewer than {FEWEST} seeds is missing. Nothing is corrected for
-the number of comparisons; where two methods do not differ at all, an interval misses 0 in {
-    1 - COVERAGE[5][1]:.0%} of comparisons of five seeds with five (normal scores). Only continuous
+the number of comparisons; where two methods do not differ at all, an interval misses 0 in
+{1 - COVERAGE[5][1]:.0%} of comparisons of five seeds with five (normal scores). Only continuous
 simple_spread random has the paper's distribution of data and its unit of scores."""
 
 
 def read_csv(path: Path) -> pd.DataFrame:
     """The rows of a CSV file as texts, none where there is no file."""
     return pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame()
+
+
+def places(rows: pd.DataFrame) -> list[tuple]:
+    """What tells a row of runs.csv from others: the values of KEYS and the seed, as texts."""
+    return list(rows[[*KEYS, "seed"]].itertuples(index=False, name=None)) if len(rows) else []
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -120,7 +115,7 @@ def in_words(groups: list[list[float]]) -> str:
 def scores_of(groups: dict[str, list[list[float]]]) -> dict[str, str]:
     """Texts of a row's scores by method, the highest one bold if there are two."""
     texts = {method: in_words(group) for method, group in groups.items()}
-    values = {method: iqm(np.concatenate(groups[method])) for method, text in texts.items() if text}
+    values = {method: claims.iqm(np.concatenate(groups[method])) for method, text in texts.items() if text}
     if len(values) > 1:
         best = max(values, key=values.get)
         value, _, rest = texts[best].partition(" ")
@@ -132,60 +127,45 @@ def published(place: tuple) -> str:
     """The paper's numbers on OMAR's data of that name."""
     if place not in PUBLISHED.index:
         return ""
-    row = PUBLISHED.loc[place].dropna()
-    deviation = f" ± {row['deviation']}" if "deviation" in row else ""
-    return ", ".join(
-        f"{name} {score}{deviation if name == 'spacql' else ''}"
-        for name, score in row.items()
-        if name != "deviation"
-    )
+    numbers = PUBLISHED.loc[place].dropna().to_dict()
+    if "deviation" in numbers:
+        numbers["spacql"] = f"{numbers['spacql']} ± {numbers.pop('deviation')}"
+    return ", ".join(f"{method} {number}" for method, number in numbers.items())
 
 
 def main_table(grid: str, scores: Scores) -> str:
     """Every dataset and size of the discrete or the continuous grid, and aggregates over the main sizes."""
+    main = {key[1:3] + key[4:] for key in scores.main.values() if key[0] == grid}
     sizes = {key[1:3] + key[4:] for key in scores.groups if key[0] == grid and key[2] in QUALITIES}
-    main = {key[1:3] + key[4:] for key in scores.main.values()}
 
-    def rank(key):
-        return TASKS[grid].index(key[0]), QUALITIES.index(key[1]), key not in main, int(key[2])
+    def rank(size):
+        return TASKS[grid].index(size[0]), QUALITIES.index(size[1]), size not in main, int(size[2])
 
     rows = []
     for env_id, quality, rounds, batch_size in sorted(sizes, key=rank):
         keys = {method: (grid, env_id, quality, method, rounds, batch_size) for method in METHODS}
-        groups = {
-            m: [scores.groups[k]["score"].astype(float).tolist()]
-            for m, k in keys.items()
-            if k in scores.groups
-        }
+        groups = {method: scores.at(key) for method, key in keys.items()}
         data = DATA_SCORES[grid][env_id][QUALITIES.index(quality)]
         row = dict(task=env_id, data=f"{quality} ({data})", rounds=rounds)
         row["rounds"] += f" (batch {batch_size})" * (batch_size != "256")
-        row |= scores_of({method: groups.get(method, []) for method in METHODS})
+        row |= scores_of({method: [group] for method, group in groups.items()})
         is_main = (env_id, quality, rounds, batch_size) in main
         rows.append(row | {"*published, on OMAR's data*": published((env_id, quality)) if is_main else ""})
-    shared = [place for env_id in TASKS[grid] for place in ((grid, env_id, q) for q in QUALITIES)]
-    shared = [p for p in shared if all(len(scores.values(p, m)) >= FEWEST for m in METHODS)]
-    for name, qualities in {
-        "all": QUALITIES,
-        "random and medium-replay": WIDE,
-        "medium, expert": NARROW,
-    }.items():
-        places = [place for place in shared if place[2] in qualities]
-        if places:  # a dataset weighs the same for every method: as many seeds as each has there
-            seeds = [min(len(scores.values(p, m)) for m in METHODS) for p in places]
-            groups = {
-                m: [scores.values(p, m)[:n] for p, n in zip(places, seeds, strict=True)] for m in METHODS
-            }
-            rows.append(dict(task=f"{len(places)} datasets", data=name, rounds="") | scores_of(groups))
+    for name, qualities in AGGREGATES.items():
+        groups, count = {method: [] for method in METHODS}, 0
+        for env_id, quality in itertools.product(TASKS[grid], qualities):
+            values = {method: scores.values((grid, env_id, quality), method) for method in METHODS}
+            seeds = min(map(len, values.values()))
+            if seeds >= FEWEST:  # a dataset weighs the same for every method: as many seeds as each has there
+                count += 1
+                for method in METHODS:
+                    groups[method].append(values[method][:seeds])
+        if count:
+            rows.append(dict(task=f"{count} datasets", data=name, rounds="") | scores_of(groups))
     return (
         f"{markdown(rows)}\n\nRows over several datasets have those on which every method has at least "
         f"{FEWEST} seeds, and of each the first seeds, as many as every method has there."
     )
-
-
-def own_or_borrowed(scores: Scores, grid: str, place: tuple, method: str) -> list[float]:
-    """Scores of a method in a side grid, or those of the main grid that stand in for them."""
-    return scores.values((grid, *place), method) or scores.values((BORROWED.get(grid), *place), method)
 
 
 def side_table(grid: str, scores: Scores, dependence: dict) -> str:
@@ -193,15 +173,16 @@ def side_table(grid: str, scores: Scores, dependence: dict) -> str:
 
     dependence {(env_id, dataset): nats} is shown for data of teams that act together.
     """
-    places = dict.fromkeys(key[1:3] for key in scores.main.values() if key[0] == grid)
-    rows, differences = [], []
+    datasets = dict.fromkeys(key[1:3] for key in scores.main.values() if key[0] == grid)
     counts = {pair: [] for pair in COMPARED[grid]}
-    for place in places:
-        values = {m: own_or_borrowed(scores, grid, place, m) for m in scores_columns(grid)}
+    rows, differences = [], []
+    for place in datasets:
         row = dict(task=place[0], data=place[1])
-        rows.append(
-            row | scores_of({method: [values[method]] if values[method] else [] for method in COLUMNS[grid]})
-        )
+        values = {}
+        for method in COLUMNS[grid]:
+            borrowed = scores.values((BORROWED.get(grid), *place), method)
+            values[method] = scores.values((grid, *place), method) or borrowed
+        rows.append(row | scores_of({method: [group] for method, group in values.items()}))
         if grid == "coordination":
             row["dependence, nats"] = f"{dependence[place]:.3f}" if place in dependence else ""
         for pair in COMPARED[grid]:
@@ -211,18 +192,12 @@ def side_table(grid: str, scores: Scores, dependence: dict) -> str:
                 row[" minus ".join(pair)] = str(found)
                 counts[pair].append(found)
         differences.append(row)
-    lines = [
-        f"* {first}: above {second} on {sum(f.low > 0 for f in found)}, below on "
-        f"{sum(f.high < 0 for f in found)} of {len(found)} datasets"
-        for (first, second), found in counts.items()
-        if found
-    ]
+    lines = []
+    for (first, second), found in counts.items():
+        above, below = sum(f.low > 0 for f in found), sum(f.high < 0 for f in found)
+        if found:
+            lines.append(f"* {first}: above {second} on {above}, below on {below} of {len(found)} datasets")
     return "\n\n".join([markdown(rows), markdown(differences), "\n".join(lines)])
-
-
-def scores_columns(grid: str) -> tuple:
-    """All methods that a side table shows or compares."""
-    return tuple(dict.fromkeys((*COLUMNS[grid], *(name for pair in COMPARED[grid] for name in pair))))
 
 
 def claims_section(scores: Scores) -> str:
@@ -231,12 +206,11 @@ def claims_section(scores: Scores) -> str:
     for claim in CLAIMS:
         row, rows = {"the paper's claim": claim.text} | dict.fromkeys(TASKS, ""), []
         for grid in claim.grids:
-            verdict, findings = try_claim(claim, grid, scores)
-            held, failed = (
-                sum(finding.verdict == v for finding in findings.values()) for v in (HOLDS, FAILS)
-            )
-            counts = f": on {held} of {len(findings)} datasets, on {failed} not" if len(findings) > 1 else ""
-            row[grid] = f"**{verdict}**{counts}"
+            verdict, findings = claims.try_claim(claim, grid, scores)
+            verdicts = [finding.verdict for finding in findings.values()]
+            counts = f": on {verdicts.count(claims.HOLDS)} of {len(verdicts)} datasets"
+            counts += f", on {verdicts.count(claims.FAILS)} not"
+            row[grid] = f"**{verdict}**" + counts * (len(verdicts) > 1)
             for (env_id, quality), finding in findings.items():
                 place = dict(actions=grid, task=env_id, data=quality)
                 rows.append(place | dict(verdict=finding.verdict, difference=finding.said))
@@ -249,14 +223,10 @@ def aggregate_differences(scores: Scores) -> str:
     """SPaCQL against every other method, mean over all datasets where both have enough seeds."""
     rows = []
     for grid in TASKS:
-        for name, qualities in {
-            "all": QUALITIES,
-            "random and medium-replay": WIDE,
-            "medium, expert": NARROW,
-        }.items():
+        for name, qualities in AGGREGATES.items():
             for rival in METHODS[1:]:
-                places = [(grid, env_id, quality) for env_id in TASKS[grid] for quality in qualities]
-                pairs = [[scores.values(place, method) for method in ("spacql", rival)] for place in places]
+                datasets = itertools.product([grid], TASKS[grid], qualities)
+                pairs = [(scores.values(place, "spacql"), scores.values(place, rival)) for place in datasets]
                 pairs = [pair for pair in pairs if min(map(len, pair)) >= FEWEST]
                 if pairs:
                     found = difference(*map(list, zip(*pairs, strict=True)))
@@ -267,8 +237,7 @@ def aggregate_differences(scores: Scores) -> str:
 
 def missing_section(cells: list[Cell], runs: pd.DataFrame) -> str:
     """What is planned and not done, by task and dataset."""
-    names = ["grid", "env_id", "dataset", "method", "rounds", "batch_size", "seed"]
-    jobs = missing_jobs(cells, set(runs[names].itertuples(index=False, name=None)))
+    jobs = missing_jobs(cells, set(places(runs)))
     if not jobs:
         return f"Nothing: all {len(cells)} cells are done."
     by_dataset = {}
@@ -286,6 +255,21 @@ def missing_section(cells: list[Cell], runs: pd.DataFrame) -> str:
     return "\n".join([text, "", *lines])
 
 
+def tables(cells: list[Cell], runs: pd.DataFrame, dependence: pd.DataFrame) -> str:
+    """All of tables.md."""
+    scores = Scores(cells, runs)
+    nats = {(row.env_id, row.dataset): float(row.dependence_nats) for row in dependence.itertuples()}
+    parts = [INTRODUCTION]
+    parts += [f"## {TITLES[grid]}\n\n{main_table(grid, scores)}" for grid in TASKS]
+    parts += ["## The paper's claims", claims_section(scores)]
+    parts += ["## SPaCQL against each method over several datasets", aggregate_differences(scores)]
+    for grid in COLUMNS:
+        if any(key[0] == grid for key in scores.groups):
+            parts.append(f"## {TITLES[grid]}\n\n{side_table(grid, scores, nats)}")
+    parts += ["## Not run", missing_section(cells, runs)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
 # --------------------------------------------------------------------------------------------- figures
 
 
@@ -300,7 +284,7 @@ def draw_curves(path: Path, scores: Scores, curves: pd.DataFrame, columns: list[
     panels = [(grid, env_id) for grid in TASKS for env_id in TASKS["discrete"]]
     fig = Figure(figsize=(13, 3.2 * len(panels)), layout="constrained")
     axes = fig.subplots(len(panels), len(QUALITIES), sharey=True, squeeze=False)
-    groups = dict(list(curves.groupby(["grid", "env_id", "dataset", "method", "rounds", "batch_size"])))
+    groups = dict(list(curves.groupby(list(KEYS))))
     for row, (grid, env_id) in zip(axes, panels, strict=True):
         for ax, quality in zip(row, QUALITIES, strict=True):
             points = groups.get(scores.main.get((grid, env_id, quality, "spacql")))
@@ -352,20 +336,9 @@ def write_report(out: Path, cells: list[Cell]) -> None:
     if not len(runs):
         say(f"no rows in {out / RUNS_CSV}: nothing to report")
         return
-    scores = Scores(cells, runs)
-    measured = read_csv(out / DEPENDENCE_CSV)
-    nats = {(row.env_id, row.dataset): float(row.dependence_nats) for row in measured.itertuples()}
-    parts = [INTRODUCTION]
-    parts += [f"## {TITLES[grid]}\n\n{main_table(grid, scores)}" for grid in TASKS]
-    parts += ["## The paper's claims", claims_section(scores)]
-    parts += ["## SPaCQL against each method over several datasets", aggregate_differences(scores)]
-    for grid in COLUMNS:
-        if any(key[0] == grid for key in scores.groups):
-            parts.append(f"## {TITLES[grid]}\n\n{side_table(grid, scores, nats)}")
-    parts += ["## Not run", missing_section(cells, runs)]
     with atomic(out / "tables.md") as partial:
-        partial.write_text("\n\n".join(part.strip() for part in parts) + "\n")
-    names = ["round", "score", "k_eff", "w1", "w2", "w3"]
+        partial.write_text(tables(cells, runs, read_csv(out / DEPENDENCE_CSV)))
+    scores, names = Scores(cells, runs), ["round", "score", "w1", "w2", "w3"]
     curves[names] = curves[names].apply(pd.to_numeric, errors="coerce")
     title = "Replacement weights of SPaCQL over training"
     draw_curves(out / "weights.png", scores, curves, ["w1", "w2", "w3"], title)

@@ -32,29 +32,32 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from experiments.plan import (
-    KEYS,
-    QUICK_RUNS,
-    RUNS,
-    SCRIPTS,
-    TOP,
-    Job,
-    job_named,
-    missing_jobs,
-    planned_cells,
-)
-from experiments.report import CURVES_CSV, RUNS_CSV, read_csv, write_report
+from experiments.plan import KEYS, RUNS, SCRIPTS, TOP, Job, job_named, missing_jobs, planned_cells
+from experiments.report import CURVES_CSV, RUNS_CSV, places, read_csv, write_report
 from utils.errors import InputError
 from utils.files import atomic, parse, run_script, say
 
 RECORD = "cell.json"  # written last into a run folder: what has it is done
 LOG = "output.txt"
-# Linux ends a job when whatever started it dies, by kill -9 too: nobody would wait for it any more.
-LAUNCH = (
-    "import ctypes, runpy, sys; sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, 9); sys.path[0] = ''; "
-    "del sys.argv[0]; module = sys.argv[0] == '-m'; sys.argv = sys.argv[module:]; "
-    "(runpy.run_module if module else runpy.run_path)(sys.argv[0], run_name='__main__')"
-)
+# Runs a script, or a module, as python would; Linux ends it when whatever started it dies, by kill -9 too:
+# nobody would wait for it any more.
+LAUNCH = """
+import ctypes, os, runpy, sys
+
+parent, *sys.argv = sys.argv[1:]
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+if os.getppid() != int(parent):
+    sys.exit("whoever started this job has died")
+if sys.argv[0] == "-m":
+    sys.argv.pop(0)
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+else:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+# The columns of the CSV files; what a method lacks stays empty.
+RUN_COLUMNS = (*KEYS, *"seed score best k_eff w1 w2 w3 wall_s stacked machine commit command".split())
+CURVE_COLUMNS = (*KEYS, *"seed round score k_eff w1 w2 w3 u1 u2 u3 q_data".split())
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,10 @@ def start(job: Job, runs: Path) -> subprocess.Popen:
     """Start a job's command on one core, with run folders below `runs`; what an interrupted one left goes."""
     shutil.rmtree(runs / job.name, ignore_errors=True)
     runs.mkdir(parents=True, exist_ok=True)
-    words = shlex.split(job.command(shlex.quote(str(runs))))[2:]
+    words = [*shlex.split(job.command())[2:], "--out", str(runs.absolute())]
     with open(runs / f"{job.name}.txt", "w") as file:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", LAUNCH, *words]
+        command = [sys.executable, "-c", LAUNCH, str(os.getpid()), *words]
         streams = dict(stdout=file, stderr=file, stdin=subprocess.DEVNULL)
         return subprocess.Popen(command, cwd=TOP, env=environment, **streams)
 
@@ -112,10 +115,12 @@ def start(job: Job, runs: Path) -> subprocess.Popen:
 def finish(job: Job, runs: Path, process: subprocess.Popen, commit: str) -> str | None:
     """Put the record into the folder of a job whose process has ended; returns what went wrong, or None."""
     folder, log = runs / job.name, runs / f"{job.name}.txt"
-    if process.wait() != 0:
+    code = process.wait()
+    if code < 0:
+        return f"ended by signal {-code}"
+    if code > 0:
         said = [line for line in re.split(r"[\r\n]+", log.read_text(errors="replace")) if line.strip()]
-        by_signal = f"ended by signal {-process.returncode}"
-        return said[-1].strip() if process.returncode > 0 and said else by_signal
+        return said[-1].strip() if said else f"ended with status {code}"
     try:
         with np.load(folder / "returns.npz", allow_pickle=False) as file:
             summary = json.loads(str(file["summary"]))
@@ -129,7 +134,7 @@ def finish(job: Job, runs: Path, process: subprocess.Popen, commit: str) -> str 
     os.replace(log, folder / LOG)
     record = dict(command=job.command(), commit=commit, machine=machine, wall_s=summary["wall_s"])
     with atomic(folder / RECORD) as partial:
-        partial.write_text(json.dumps(record | dict(cell=job.cell.key)))
+        partial.write_text(json.dumps(record | dict(cell={name: getattr(job.cell, name) for name in KEYS})))
     return None
 
 
@@ -160,8 +165,7 @@ def run_here(jobs: list[Job], runs: Path, workers: int):
 
 
 def run_on_ray(jobs: list[Job], runs: Path, workers: int, address: str):
-    """Run jobs as tasks of a Ray cluster whose machines share this folder, one core each; yields as
-    run_here."""
+    """Run jobs as tasks of a Ray cluster whose machines share this folder; yields as run_here."""
     try:
         import ray
     except ImportError:
@@ -170,15 +174,18 @@ def run_on_ray(jobs: list[Job], runs: Path, workers: int, address: str):
     try:
         ray.init(**where, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"cannot connect to the Ray cluster {address}: {' '.join(str(error).split())}"
-        ) from None
+        said = " ".join(str(error).split())
+        raise InputError(f"cannot connect to the Ray cluster {address}: {said}") from None
     try:
         task, commit = ray.remote(num_cpus=1)(run_one), code_commit()
         running = {task.remote(job, runs, commit): job for job in jobs}
         while running:
             (ended, *_), _ = ray.wait(list(running), num_returns=1)
-            yield running.pop(ended), ray.get(ended)
+            try:
+                wrong = ray.get(ended)
+            except ray.exceptions.RayError as error:  # of its machine, say
+                wrong = " ".join(str(error).split())
+            yield running.pop(ended), wrong
     finally:
         ray.shutdown()
 
@@ -197,40 +204,32 @@ def rows_of(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     with np.load(folder / "returns.npz", allow_pickle=False) as file:
         args, summary = (json.loads(str(file[name])) for name in ("args", "summary"))
         history = {name.removeprefix("history_"): file[name] for name in file.files}
+    history["score"] = history.pop("scores")
     differ = [name for name in ("env_id", "dataset", "rounds", "batch_size") if args[name] != cell[name]]
     if differ:
         raise ValueError(f"its {RECORD} and its results differ in {', '.join(differ)}")
-    run = dict(wall_s=record["wall_s"], stacked=len(summary["seeds"]))
-    run |= {name: record[name] for name in ("machine", "commit", "command")}
+    numbers = {name: history[name] for name in ("score", "k_eff", "q_data") if name in history}  # [steps, S]
+    for name, short in (("weights", "w"), ("u", "u")):
+        for k in range(history[name].shape[2] if name in history else 0):
+            numbers[f"{short}{k + 1}"] = history[name][:, :, k]
+    run = {name: record[name] for name in ("wall_s", "machine", "commit", "command")}
+    run |= dict(stacked=len(summary["seeds"]))
     rows, curves = [], []
     for s, seed in enumerate(summary["seeds"]):
         key = cell | dict(seed=seed)
-        points = []
         for step, round_number in enumerate(history["round"].tolist()):
-            point = dict(round=round_number, score=history["scores"][step, s])
-            for name, short in (("k_eff", "k_eff"), ("weights", "w"), ("u", "u"), ("q_data", "q_data")):
-                if name in history:  # cloning has no critics
-                    values = history[name][step, s]
-                    many = {f"{short}{k}": value for k, value in enumerate(values.flat, start=1)}
-                    point |= many if values.ndim else {short: float(values)}
-            points.append(
-                {name: round(float(value), 4) for name, value in point.items()} | dict(round=round_number)
-            )
-        weights = {name: points[-1][name] for name in ("k_eff", "w1", "w2", "w3") if name in points[-1]}
-        best = round(float(history["scores"][:, s].max()), 2)
-        rows.append(key | dict(score=summary["scores"][s], best=best) | weights | run)
-        curves += [key | point for point in points]
+            point = {name: round(float(values[step, s]), 4) for name, values in numbers.items()}
+            curves.append(dict.fromkeys(CURVE_COLUMNS, "") | point | key | dict(round=round_number))
+        last = {name: point[name] for name in ("k_eff", "w1", "w2", "w3") if name in point}
+        best = round(float(history["score"][:, s].max()), 2)
+        row = dict(score=summary["scores"][s], best=best)
+        rows.append(dict.fromkeys(RUN_COLUMNS, "") | key | row | last | run)
     return pd.DataFrame(rows).astype(str), pd.DataFrame(curves).astype(str)
 
 
-def finished_folders(runs: Path) -> list[Path]:
-    """The run folders below `runs` that are complete."""
-    return sorted(path.parent for path in runs.glob(f"*/{RECORD}"))
-
-
-def places(rows: pd.DataFrame) -> list[tuple]:
-    """What tells a row of runs.csv from others: the values of KEYS and the seed, as texts."""
-    return list(rows[[*KEYS, "seed"]].itertuples(index=False, name=None)) if len(rows) else []
+def only(table: pd.DataFrame, wanted: set[tuple]) -> pd.DataFrame:
+    """The rows of these places."""
+    return table[[place in wanted for place in places(table)]]
 
 
 def collect(folders: list[Path], out: Path, only_look: bool = False) -> set[tuple]:
@@ -239,8 +238,9 @@ def collect(folders: list[Path], out: Path, only_look: bool = False) -> set[tupl
     Returns what is then done. A row that is there already stays as it is. A damaged folder is named on stderr
     and left out. runs.csv is written after curves.csv, so what it lists is all there.
     """
-    runs, curves = read_csv(out / RUNS_CSV), read_csv(out / CURVES_CSV)
+    runs = read_csv(out / RUNS_CSV)
     done = set(places(runs))
+    curves = only(read_csv(out / CURVES_CSV), done)  # without what an interrupted writer may have left
     for folder in folders:
         try:
             rows, points = rows_of(folder)
@@ -248,29 +248,24 @@ def collect(folders: list[Path], out: Path, only_look: bool = False) -> set[tupl
             say(f"left out {folder}: {type(error).__name__}: {error}")
             continue
         new = set(places(rows)) - done
-        if new:
-            of_old = [
-                place not in new for place in places(curves)
-            ]  # an interrupted writer may have left some
-            curves = pd.concat([curves[of_old], points[[place in new for place in places(points)]]])
-            runs = pd.concat([runs, rows[[place in new for place in places(rows)]]])
-            done |= new
-            if not only_look:
-                for name, table in ((CURVES_CSV, curves), (RUNS_CSV, runs)):
-                    with atomic(out / name) as partial:
-                        in_order(table).to_csv(partial, index=False)
+        done |= new
+        if new and not only_look:
+            runs = in_order(pd.concat([runs, only(rows, new)]))
+            curves = in_order(pd.concat([curves, only(points, new)]))
+            for name, table in ((CURVES_CSV, curves), (RUNS_CSV, runs)):
+                with atomic(out / name) as partial:
+                    table.to_csv(partial, index=False)
+            say(f"{folder.name}: {', '.join(rows['score'])}")
     return done
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows in the order of the plan, others at the end, by seed and round; the same whoever collected
-    them."""
-    order = {tuple(map(str, cell.key.values())): i for i, cell in enumerate(planned_cells())}
-    rounds = table["round"] if "round" in table else ["0"] * len(table)
+    """Rows in the order of the plan, others at the end, by seed and round: whoever collected them."""
+    order = {cell.place: i for i, cell in enumerate(planned_cells())}
+    rounds = table["round" if "round" in table else "seed"]
     ranks = [
-        (order.get(cell, len(order)), cell, int(seed), int(number))
+        (order.get(tuple(cell), len(order)), cell, int(seed), int(number))
         for (*cell, seed), number in zip(places(table), rounds, strict=True)
-        for cell in [tuple(cell)]
     ]
     return table.iloc[sorted(range(len(table)), key=ranks.__getitem__)]
 
@@ -283,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.jobs < 1:
         raise InputError(f"--jobs must be at least 1, not {args.jobs}")
     cells = planned_cells(args.quick)
-    runs = TOP / (args.runs or (QUICK_RUNS if args.quick else RUNS))
+    runs = TOP / (args.runs or ("runs/quick" if args.quick else RUNS))
     out = TOP / (args.out or ("results/quick" if args.quick else "results"))
     if args.cell:
         job = job_named(args.cell, cells)
@@ -291,11 +286,12 @@ def main(argv: list[str] | None = None) -> None:
         if wrong:
             raise InputError(f"{job.name}: {wrong}")
         return
-    done = collect([] if args.report else finished_folders(runs), out, only_look=args.dry_run)
+    finished = sorted(path.parent for path in runs.glob(f"*/{RECORD}"))
+    done = collect([] if args.report else finished, out, only_look=args.dry_run)
     chosen = [cell for cell in cells if args.grid in (None, cell.grid)]
     jobs = [] if args.report or args.collect else missing_jobs(chosen, done)
     if args.dry_run:
-        flags = " --quick" * args.quick + (f" --runs {args.runs}" if args.runs else "")
+        flags = " --quick" * args.quick + (f" --runs {shlex.quote(args.runs)}" if args.runs else "")
         for job in jobs:
             print(f"OMP_NUM_THREADS=1 python -m experiments.run --cell {job.name}{flags}")
         return
@@ -307,7 +303,6 @@ def main(argv: list[str] | None = None) -> None:
             say(f"failed: {failures[-1]}")
         else:
             collect([runs / job.name], out)
-            say(f"{job.name}: {', '.join(rows_of(runs / job.name)[0]['score'])}")
     write_report(out, cells)
     if failures:
         raise InputError(f"{len(failures)} cells failed; first: {failures[0]}")
