@@ -63,6 +63,21 @@ def load_team(folder, device="cpu"):
     return script, args, saved, worlds
 
 
+def score_summary(args, returns, facts) -> dict:
+    """What a line of JSON says of a run's settings and of returns [S, episodes], as the scripts say it."""
+    scores = normalise(returns.mean(1), facts)
+    return dict(
+        env_id=args.env_id,
+        dataset=args.dataset,
+        rounds=args.rounds,
+        seeds=list(range(args.seed, args.seed + args.num_seeds)),
+        scores=[round(score, 2) for score in scores.tolist()],
+        score_mean=round(float(scores.mean()), 2),
+        score_std=round(float(scores.std(correction=0)), 2),
+        data_score=round(facts["data_score"], 2),
+    )
+
+
 def main(argv=None):
     """Score the run's teams and print the summary as JSON, then film; returns the summary."""
     args = parse(Args, argv, description="\n".join(__doc__.splitlines()[:4]))
@@ -75,19 +90,8 @@ def main(argv=None):
     episodes = args.episodes or script.FINAL_FACTOR * settings.eval_episodes
     env = worlds(settings.num_seeds * episodes)
     returns = script.evaluate(policy, env, settings.num_seeds, script.EVAL_SEED + 1)  # [S, episodes]
-    scores = normalise(returns.mean(1), saved["facts"])
-    summary = dict(
-        folder=str(args.folder),
-        env_id=settings.env_id,
-        dataset=settings.dataset,
-        rounds=saved["round"],
-        episodes=episodes,
-        seeds=list(range(settings.seed, settings.seed + settings.num_seeds)),
-        scores=[round(score, 2) for score in scores.tolist()],
-        score_mean=round(float(scores.mean()), 2),
-        score_std=round(float(scores.std(correction=0)), 2),
-        data_score=round(saved["facts"]["data_score"], 2),
-    )
+    summary = dict(folder=str(args.folder), episodes=episodes)
+    summary |= score_summary(settings, returns, saved["facts"]) | dict(rounds=saved["round"])
     print(json.dumps(summary), flush=True)
     if args.gif:
         first = partial(script.play, [p[:1] for p in saved["actor"]], scale=saved["scale"])

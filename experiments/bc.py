@@ -1,0 +1,122 @@
+"""Behaviour cloning on the data of either script: the baseline that no critic has a say in.
+
+    python -m experiments.bc --env-id simple_spread --dataset medium                # data of spacql.py
+    python -m experiments.bc --env-id simple_spread --dataset medium --continuous   # of spacql_continuous.py
+
+Networks, data, clipping and scores are the scripts' own. An agent ascends the log-likelihood of its logged
+actions, with forces it descends their squared distance, one step a round. Letters as in the scripts.
+"""
+
+import json
+import re
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import spacql
+import spacql_continuous
+from data.datasets import describe, find_prey, load_dataset, normalise
+from envs import make_env
+from experiments.enjoy import score_summary
+from utils import runs
+from utils.errors import InputError
+from utils.files import atomic, parse, run_script, say
+
+SIZES = ("rounds", "batch_size", "learning_rate", "eval_every", "eval_episodes")  # None: the script's own
+
+
+@dataclass(frozen=True)
+class Args:
+    """Sizes that are left out are those of the script that learns from such data."""
+
+    env_id: str = "simple_spread"  # a task of the script
+    dataset: str = "medium"  # a quality, a mix, an .h5 file or an OMAR folder, as the script takes it
+    continuous: bool = False  # forces and torques, the data of spacql_continuous.py
+    prey: str | None = None  # pretrained_adv_model.pt of an OMAR folder, if not beside or above it
+    seed: int = 0  # first seed
+    num_seeds: int = 1  # [S] seeds trained at once
+    rounds: int | None = None  # gradient steps
+    batch_size: int | None = None  # [B] rows per step
+    learning_rate: float | None = None  # of Adam
+    eval_every: int | None = None  # rounds between evaluations
+    eval_episodes: int | None = None  # per seed and evaluation, and five times as many in the end
+    dataset_size: int = 1_000_000  # transitions to simulate for a named dataset
+    data_dir: str = "datasets"  # of simulated data
+    out: str = "runs"  # where run folders go
+    name: str | None = None  # of the run folder; default by task, data and seeds
+    device: str = "auto"  # auto (a GPU if there is one), cpu, cuda, cuda:1, ...
+
+
+def cloning_loss(outputs, actions, continuous):
+    """Of every agent, [S, N]: actors' outputs and logged actions (one-hot, or forces) are [S, B, N, A]."""
+    if continuous:
+        return (outputs.tanh() - actions).square().mean(-1).mean(1)
+    return -(outputs.log_softmax(-1) * actions).sum(-1).mean(1)
+
+
+def main(argv=None):
+    """Train; prints the summary as JSON and returns it."""
+    args = parse(Args, argv, description="\n".join(__doc__.splitlines()[:4]))
+    runs.check_numbers(asdict(args))
+    device = runs.pick_device(args.device)
+    script, kind = (spacql_continuous, "continuous") if args.continuous else (spacql, "discrete")
+    if args.prey and not args.continuous:
+        raise InputError("--prey is for OMAR folders, which need --continuous")
+    dataset = load_dataset(args.env_id, args.dataset, args.dataset_size, 0, args.data_dir, kind)
+    prey = find_prey(args.env_id, args.dataset, args.prey, device) if args.continuous else None
+    num_agents, obs_dim = dataset.observations.shape[2:]
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    del given["continuous"]
+    settings = script.fill_in(script.Args(**given, cql_alpha=0.0), dataset.facts["quality"], num_agents)
+    args = replace(args, **{name: getattr(settings, name) for name in SIZES})
+    (_, obs, actions, *_), scale = script.prepare(dataset, device)
+
+    generators = [torch.Generator(device).manual_seed(args.seed + i) for i in range(args.num_seeds)]
+    sizes = (obs_dim, settings.hidden, settings.hidden, actions.shape[-1])
+    actor = script.init_networks(generators, num_agents, sizes)
+    adam = torch.optim.Adam([p.requires_grad_() for p in actor], args.learning_rate, fused=True)
+    policy = partial(script.play, actor, scale=scale)
+    worlds = partial(make_env, args.env_id, num_agents=num_agents, device=device, action_kind=kind, prey=prey)
+    env = worlds(args.num_seeds * args.eval_episodes)
+    name = f"{args.env_id}__{Path(args.dataset).stem}__bc-{kind}__seed{args.seed}x{args.num_seeds}"
+    name = args.name or re.sub(r"[^\w.=-]+", "-", name)
+    folder = runs.claim_folder(replace(settings, name=name))
+    say(f"{folder}: {describe(dataset)}")
+    history, start = [], time.time()
+    for round_number in tqdm(range(1, args.rounds + 1), file=sys.stderr, unit="round"):
+        index = script.per_seed(torch.randint, generators, len(obs), (args.batch_size,))  # [S, B]
+        outputs = script.actor_outputs(actor, obs[index])  # [S, B, N, A]
+        loss = cloning_loss(outputs, actions[index], args.continuous)  # [S, N]
+        adam.zero_grad()
+        loss.sum().backward()
+        script.clip_gradients(actor)
+        adam.step()
+        if round_number % args.eval_every == 0 or round_number == args.rounds:
+            returns = script.evaluate(policy, env, args.num_seeds, script.EVAL_SEED)
+            point = dict(round=round_number, scores=normalise(returns.mean(1), dataset.facts).tolist())
+            point |= dict(actor_loss=loss.mean(1).tolist(), seconds=round(time.time() - start, 2))
+            history.append(point)
+
+    env = worlds(script.FINAL_FACTOR * args.num_seeds * args.eval_episodes)
+    returns = script.evaluate(policy, env, args.num_seeds, script.EVAL_SEED + 1)  # [S, episodes]
+    curves = {f"history_{name}": np.array([point[name] for point in history]) for name in history[0]}
+    summary = dict(folder=str(folder), method="bc", learning_rate=args.learning_rate)
+    summary |= score_summary(args, returns, dataset.facts)
+    summary |= dict(best_mean=round(float(curves["history_scores"].max(0).mean()), 2))
+    summary |= dict(eval_seconds=curves["history_seconds"].tolist(), wall_s=round(time.time() - start, 1))
+    summary |= dict(device=str(device))
+    texts = dict(args=json.dumps(asdict(args)), summary=json.dumps(summary))
+    with atomic(folder / "returns.npz") as partial_path:
+        np.savez_compressed(partial_path, returns=returns.cpu().numpy(), **texts, **curves)
+    print(json.dumps(summary), flush=True)
+    return summary
+
+
+if __name__ == "__main__":
+    run_script("experiments.bc", main)
