@@ -262,3 +262,11 @@ ROUND = {
         "targets follow twice as fast": ("critic + actor, TAU", "critic + actor, 2 * TAU"),
     },
 }
+
+GPU = {
+    "a tensor left on the CPU": ("torch.tensor(list(sizes), device=device)", "torch.tensor(list(sizes))"),
+    "an item in the loop": (
+        "watched.append(weights.mean(1))",
+        "watched.append(weights.mean(1 if u.min().item() else 1))",
+    ),
+}

@@ -120,7 +120,10 @@ def reference(script, args, dataset, saved, spy, s):
         others = torch.stack([actors[i](o1[:, i]).tanh().detach() for i in range(num)], dim=1)
     for i, network in enumerate(actors):
         outputs = network(o1[:, i])
-        among = lambda own, i=i: torch.stack([own if j == i else others[:, j] for j in range(num)], dim=1)  # noqa: E731
+
+        def among(own, i=i):
+            return torch.stack([own if j == i else others[:, j] for j in range(num)], dim=1)
+
         if script.kind == "discrete":
             log_pi = outputs.log_softmax(-1)
             each = [
