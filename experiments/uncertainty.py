@@ -68,8 +68,8 @@ def as_choices(actions, kind):
 
 
 def fit_behaviour(state, choices, values, generator):
-    """F networks, [W, b, W, b, W, b] of [F, in, out], fitted to logged states [rows, D] and choices [rows, F].
-    Number f tells choice f from the state and the choices before it: its first weights are 0 for the others."""
+    """F stacked networks, [W, b, ...] of [F, in, out], fitted to logged states [rows, D] and choices [rows, F].
+    Number f sees the state and the choices before f: its first weights are 0 for the others."""
     dim, count = state.shape[1], choices.shape[1]
     place = torch.arange(count)
     earlier = (place < place[:, None]).repeat_interleave(values, dim=1)  # [F, F * V]
@@ -99,8 +99,8 @@ def surprise(model, state, choices):
 
 
 def distance(pairs, state, joint):
-    """Distances [B, K] of states [B, D] and joint actions [B, K, N * A] to the nearest of the pairs, states and
-    joint actions each in units of the root mean squared distance between two of the pairs."""
+    """Distances [B, K] of states [B, D] and joint actions [B, K, N * A] to the nearest of the pairs, states
+    and joint actions each in units of the root mean squared distance between two of the pairs."""
     units = [(2 * part.var(0, correction=0).sum()).sqrt().clamp(min=1e-6) for part in pairs]
     known = torch.cat([part / unit for part, unit in zip(pairs, units, strict=True)], dim=1)
     states = (state / units[0]).unsqueeze(1).expand(-1, joint.shape[1], -1)
@@ -109,7 +109,7 @@ def distance(pairs, state, joint):
 
 
 def auroc(low, high):
-    """Chance that a number of `high` exceeds one of `low`, ties counted half. NaN where one of them is empty."""
+    """Chance that a number of `high` exceeds one of `low`, ties counted half. NaN where one is empty."""
     if not (len(low) and len(high)):
         return float("nan")
     return float(mannwhitneyu(high, low).statistic) / (len(high) * len(low))
