@@ -325,19 +325,19 @@ def theorem3(world, w, value, by, exact_q=False):
 
 
 @claim("theorem3", "|V^pi - V_w| <= R = 2/(1-g)^2 (1 - k_eff/n) sum TV_i", Sweep.mixtures)
-@claim("tradeoff", "any mu: |V^pi - V_w| <= R + 2/(1-g)^2 kappa", Sweep.any_mixtures)
+@claim("tradeoff", "any mu: |V^pi - V_w| <= 2/(1-g)^2 ((1 - k_eff/n) sum TV_i + kappa)", Sweep.any_mixtures)
 def bias(world, w):
     constant = 2 / (1 - world.gamma) ** 2
     left = 1 - world.share(w).amin(-1)
     error = world.value(product(world.policies)) - world.value(world.mixture(w))
-    return error.abs(), (constant * left * world.total_tv(), constant * world.kappa())
+    return error.abs(), constant * (left * world.total_tv() + world.kappa())
 
 
 @claim("theorem3", "|V^pi - E_mw Qhat| <= eps + B + R", Sweep.mixtures, factor=lambda g: 1, **OF_M)
 @claim("theorem3", "|V^pi - E_pi Qhat| <= eps + B + (2-g) R", Sweep.mixtures, factor=lambda g: 2 - g, **OF_PI)
 def theorem3_repaired(world, w, factor, **which):
     error, bound = theorem3(world, w, **which)
-    return error, (bound, factor(world.gamma) * bias(world, w)[1][0])
+    return error, (bound, factor(world.gamma) * bias(world, w)[1])
 
 
 def missing(world, samples):

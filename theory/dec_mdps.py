@@ -282,7 +282,7 @@ def two_queries(*tables):
     return one_state([1, 0, 0, 0], [[0, 1]] * 2, [0] * 4, 0.95), *(v[None, :, None] for v in values)
 
 
-# Q and Q' at which T^SP with w_k ~ 1/u_k expands: the smallest on integers, then spreads e around 0 and 10.
+# Q and Q' at which T^SP with w_k ~ 1/u_k expands: on integers, then with spreads e around 0 and 10.
 EXPANDING = [two_queries([[0, 1], [1, 3]], [[1, 2], [2, 3]])]
 for e in (1, 0.1, 0.01, 0.001):
     q = [[0, 10], [2 * e, 10 + 2 * e]]

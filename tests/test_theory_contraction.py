@@ -1,0 +1,140 @@
+"""Contraction: each T^(k), and T^SP with weights that do not depend on Q, with min over members too, brings
+any two critics closer by gamma in the sup norm. Beside it, the weights of equation (3), which depend on Q:
+they can drive two critics apart, and lead two starts to different ends.
+
+Operators and claims are those of theory_checks.py, which run spacql.py's own target and weights.
+"""
+
+import math
+
+import pytest
+import torch
+from common import close, generator, rejects, repeatable
+from hypothesis import given
+from hypothesis import strategies as st
+
+import spacql
+import theory_checks
+from theory import dec_mdps
+from theory.dec_mdps import distributions, one_size, random_worlds, uniform
+
+SIZES = dict(agents=st.integers(1, 4), actions=st.integers(2, 3), states=st.integers(1, 5))
+WORLD = dict(seed=st.integers(0, 10**6), gamma=st.floats(0.01, 0.99), members=st.sampled_from([1, 3])) | SIZES
+
+
+def draw(seed, agents, actions, states, gamma, members):
+    """Random Dec-MDPs, any behaviour, and two critics: far apart, near, or a constant shift of each other."""
+    g = generator(seed)
+    world = random_worlds(g, 3, states, agents, actions, gamma, correlation=True)
+    shape = (3, members, states, actions**agents)
+    q = 10 * uniform(g, *shape) - 5
+    noise = uniform(g, *shape) - 0.5
+    return g, world, q, [q + 10 * noise, q + 1e-3 * noise, q + 1]
+
+
+def check_contracts(world, weights, q, others):
+    """No pair of critics keeps more than gamma of its distance, and the constant shift keeps just that."""
+    for other in others:
+        value, bound = theory_checks.contraction(world, weights, q, other)
+        assert (value <= bound + 1e-11).all()
+    close(value, bound)
+
+
+@repeatable
+@given(**WORLD)
+def test_each_T_k_contracts(**sizes):
+    """T^(k), k = 1 .. n, of one critic and with min over three members."""
+    _, world, q, others = draw(**sizes)
+    for k in range(1, world.num_agents + 1):
+        check_contracts(world, one_size(k, world), q, others)
+
+
+@repeatable
+@given(**WORLD)
+def test_T_SP_contracts_with_any_weights_that_do_not_depend_on_q(**sizes):
+    g, world, q, others = draw(**sizes)
+    check_contracts(world, distributions(g, *world.start.shape, world.num_agents), q, others)
+
+
+@pytest.mark.parametrize("wrong", ["weights off the simplex", "a larger target"])
+def test_operators_that_do_not_contract_are_noticed(wrong, monkeypatch):
+    g, world, q, others = draw(0, 3, 2, 3, 0.9, 3)
+    weights, right = distributions(g, *world.start.shape, 3), spacql.spacql_target
+    if wrong == "a larger target":
+        monkeypatch.setattr(spacql, "spacql_target", lambda *args: 1.05 * right(*args))
+    else:
+        weights = 1.01 * weights
+    rejects(check_contracts, world, weights, q, others)
+
+
+# ------ the counterexample for adaptive weights, in plain numbers
+
+
+def target(q):
+    """sum_k w_k min_j q_jk with w_k ~ 1 / std_j q_jk, for two members' values [member][k]."""
+    spreads = [abs(a - b) / 2 for a, b in zip(*q, strict=True)]
+    least = [min(a, b) for a, b in zip(*q, strict=True)]
+    total = sum(1 / u for u in spreads)
+    return sum(v / u / total for v, u in zip(least, spreads, strict=True))
+
+
+def distance(q, other):
+    return max(abs(a - b) for row, line in zip(q, other, strict=True) for a, b in zip(row, line, strict=True))
+
+
+def test_adaptive_weights_expand():
+    """One state, two agents, two members, g = 0.95: Q and Q' differ by 1, their targets by 7/6, so TQ and TQ'
+    by 0.95 * 7/6 = 1.108. With spreads of 0.001 around the values 0 and 10 the factor is 4750."""
+    q, other = [[0, 1], [1, 3]], [[1, 2], [2, 3]]
+    assert distance(q, other) == 1
+    assert target(q) == pytest.approx(1 / 3) and target(other) == pytest.approx(3 / 2)
+    value, bound = theory_checks.adaptive_contraction(*dec_mdps.two_queries(q, other))
+    assert float(value) == pytest.approx(0.95 * 7 / 6) and float(bound) == pytest.approx(0.95)
+    e = 0.001
+    q, other = [[0, 10], [2 * e, 10 + 2 * e]], [[e / 2, 10 - e / 2], [1.5 * e, 10 + 2.5 * e]]
+    factor = 0.95 * abs(target(q) - target(other)) / distance(q, other)
+    value, _ = theory_checks.adaptive_contraction(*dec_mdps.two_queries(q, other))
+    assert factor == pytest.approx(4750, rel=1e-3) == float(value) / distance(q, other)
+
+
+def test_after_one_step_the_expansion_is_over():
+    """With one target members agree after a step, weights are 1/2, and every start ends at 0, the reward."""
+    for world, *starts in dec_mdps.EXPANDING:
+        for q in starts:
+            for _ in range(400):
+                q = theory_checks.adaptive_backup(world, q)[:, None].expand_as(q)
+                close(theory_checks.adaptive_weights(world, q), torch.full((1, 1, 2), 0.5), 1e-6)
+            assert float(q.abs().max()) < 1e-6
+
+
+def own_step(rewards, chances, values):
+    """One backup of two states' values in plain Python, by members with models of their own, g = 0.9."""
+    found = []
+    for s in (0, 1):
+        ahead = lambda j, k: (1 - chances[j][s][k]) * values[0] + chances[j][s][k] * values[1]  # noqa: B023, E731
+        found.append(target([[rewards[j][s][k] + 0.9 * ahead(j, k) for k in (0, 1)] for j in (0, 1)]))
+    return found
+
+
+@pytest.mark.parametrize("example, lower_attracts", [(0, True), (1, False)])
+def test_two_starts_end_apart_and_which_end_drives_away(example, lower_attracts):
+    """Both ends are fixed points. Undamped, the operator returns to the upper one in both examples; in the
+    second it is driven away from the lower one, first by -1.44 a step."""
+    ((rewards, chances),) = dec_mdps.OWN_MODELS
+    rewards, chances = rewards[example].tolist(), chances[example].tolist()
+    ends = []
+    for start in ([10.0, -10.0], [-10.0, 10.0]):
+        values = start
+        for _ in range(1000):
+            values = [(v + t) / 2 for v, t in zip(values, own_step(rewards, chances, values), strict=True)]
+        assert own_step(rewards, chances, values) == pytest.approx(values, abs=1e-9)
+        ends.append(values)
+    numbers = theory_checks.ENDS[2 * example : 2 * example + 2]
+    assert list(zip(*ends, strict=True)) == [pytest.approx(pair, abs=1e-5) for pair in numbers]
+    for end, attracts in zip(ends, (True, lower_attracts), strict=True):
+        values, gap = [end[0] + 1e-4, end[1] - 1e-4], []
+        for _ in range(600):
+            values = own_step(rewards, chances, values)
+            gap.append(math.dist(values, end))
+        assert (max(gap[-10:]) < 1e-6) == attracts
+        assert attracts or min(gap[-10:]) > 0.01
