@@ -68,7 +68,7 @@ def as_choices(actions, kind):
 
 
 def fit_behaviour(state, choices, values, generator):
-    """F stacked networks, [W, b, ...] of [F, in, out], fitted to logged states [rows, D] and choices [rows, F].
+    """F stacked networks, [W, b, ...] of [F, in, out], fitted to states [rows, D] and choices [rows, F].
     Number f sees the state and the choices before f: its first weights are 0 for the others."""
     dim, count = state.shape[1], choices.shape[1]
     place = torch.arange(count)
