@@ -22,7 +22,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 PROSE = {name: FENCE.sub("", text) for name, text in TEXT.items()}
 METHOD = FENCE.findall(TEXT["method.md"])
 QUOTES = [body for kind, body in METHOD if kind == "python" and not body.startswith("import")]
-FORMULAS = re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", "\n".join(PROSE.values()), re.S)
+FORMULAS = re.findall(r"\$\$(.+?)\$\$|\$([^$]+)\$", "\n".join(PROSE.values()), re.S)
 
 
 def block(name, word):
@@ -60,6 +60,7 @@ def test_sessions_show_what_python_answers():
 def test_formulas_survive_markdown(display, inline):
     """Markdown takes backslashes before punctuation and underscores after it, for its own."""
     assert not re.search(r"\\[^A-Za-z]|[^A-Za-z]_|[*<>]|\]\(", display or inline)
+    assert "\n" not in inline, "a formula that Markdown breaks"
     MathTextParser("path").parse("$" + re.sub(r"\\[bB]ig\b|\s", " ", display or inline) + "$")
 
 
