@@ -26,14 +26,12 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from envs import shipped
 from envs.half_cheetah import HalfCheetah
 from envs.particles import ENV_IDS, HORIZON, WITH_PREY, Worlds
 from envs.shipped import POLICY, POLICY_DIR, check_task, greedy, init_mlp, mlp, rollout
 from utils.errors import InputError
 from utils.files import atomic, parse, run_script, say
 
-Softmax, load_policies = shipped.Softmax, shipped.load_policies  # until the pictures import them from there
 HIDDEN = 64  # units of both hidden layers of the actors, half those of the value function
 INITIAL_STD = 0.6  # of Gaussian actors, near that of uniform actions
 MEDIUM_SHARE = 0.4  # the medium policy is the iterate nearest to this share of the way from random to expert

@@ -320,12 +320,6 @@ def check_shapes(path: Path, arrays: dict, env_id: str, action_kind: str) -> Non
 
     arrays: anything with dtype and shape, such as the datasets of an open file.
     """
-    forces = action_kind == "continuous"
-    kinds = dict.fromkeys(arrays, ("f", "floats")) | dict(terminals=("biu", "booleans"))
-    kinds |= {} if forces else dict(actions=("iu", "integers"))
-    for name, array in arrays.items():
-        if array.dtype.kind not in kinds[name][0]:
-            raise InputError(f"{path}: {name} must be {kinds[name][1]}, not {array.dtype}")
     shape = arrays["observations"].shape
     if len(shape) != 4 or 0 in shape or shape[1] < 3:
         raise InputError(f"{path}: observations must be [episodes, steps + 1, agents, numbers], got {shape}")
@@ -337,16 +331,24 @@ def check_shapes(path: Path, arrays: dict, env_id: str, action_kind: str) -> Non
     if obs_dim != env.obs_dim:
         own = f"{env_id} with {num} agents has {env.obs_dim} observation numbers"
         raise InputError(f"{path}: {own}, not {obs_dim}")
-    shapes = dict(
-        actions=(episodes, horizon, num) + ((env.action_dim,) if forces else ()),
-        rewards=(episodes, horizon, num),
-        terminals=(episodes, horizon),
-        states=(episodes, horizon + 1, getattr(env, "state_dim", 0)),
+    forces, steps = action_kind == "continuous", (episodes, horizon)
+    expected = dict(  # the kinds of dtype, their name, the shape
+        observations=("f", "floats", shape),
+        actions=("f", "floats", (*steps, num, env.action_dim))
+        if forces
+        else ("iu", "integers", (*steps, num)),
+        rewards=("f", "floats", (*steps, num)),
+        terminals=("biu", "booleans", steps),
+        states=("f", "floats", (episodes, horizon + 1, getattr(env, "state_dim", 0))),
     )
-    for name, expected in shapes.items():
-        if name in arrays and arrays[name].shape != expected:
-            got = f"must have shape {expected} like the observations, got {arrays[name].shape}"
-            raise InputError(f"{path}: {name} {got}")
+    for name, array in arrays.items():
+        kinds, words, shape = expected[name]
+        if array.dtype.kind not in kinds:
+            raise InputError(f"{path}: {name} must be {words}, not {array.dtype}")
+        if array.shape != shape:
+            raise InputError(
+                f"{path}: {name} must have shape {shape} like the observations, got {array.shape}"
+            )
 
 
 def check_values(path: Path, arrays: dict[str, np.ndarray], action_kind: str) -> None:
@@ -365,13 +367,3 @@ def check_values(path: Path, arrays: dict[str, np.ndarray], action_kind: str) ->
         if mask.any():
             place = ", ".join(map(str, np.argwhere(mask)[0].tolist()))
             raise InputError(f"{path}: {name}[{place}] {what}")
-
-
-@torch.no_grad()
-def evaluate(policy, env, num_seeds: int, seed: int) -> torch.Tensor:
-    """Still imported from here by experiments/pictures.py; the scripts have their own."""
-    obs, returns = env.reset(seed=seed, copies=num_seeds), 0.0
-    for _ in range(env.horizon):
-        obs, rewards = env.step(policy(obs.unflatten(0, (num_seeds, -1))).flatten(0, 1))
-        returns = returns + rewards.mean(-1)
-    return returns.view(num_seeds, -1)

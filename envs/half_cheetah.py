@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 import weakref
 from pathlib import Path
 
@@ -163,16 +162,3 @@ def end_workers(workers: list[subprocess.Popen]) -> None:
             worker.wait(timeout=2)
         worker.kill()  # one that hangs; nothing happens to one that has ended
         worker.wait()
-
-
-def measure_speed(processes: int, num_worlds: int = 256, steps: int = 200) -> float:
-    """Steps of a world per second with random actions."""
-    worlds = HalfCheetah(num_worlds, processes=processes)
-    actions = torch.rand(steps, num_worlds, 2, 3) * 2 - 1
-    worlds.step(actions[0])  # waits until the workers have started
-    start = time.perf_counter()
-    for action in actions:
-        worlds.step(action)
-    seconds = time.perf_counter() - start
-    worlds.close()
-    return num_worlds * steps / seconds

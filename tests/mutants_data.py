@@ -5,6 +5,7 @@ builds worlds."""
 from dataclasses import replace
 
 import torch
+from common import swapped
 
 from data import mixes
 from envs import half_cheetah, particles
@@ -76,57 +77,44 @@ def task(**changes):
     return attribute("task", lambda task: replace(task, **changes))
 
 
-WORLDS = {  # property: (task, kind of actions, mistakes)
-    "forces": (
-        "simple_tag",
-        "continuous",
-        {
-            "contact force": constant("CONTACT_FORCE", 101.0),
-            "contact margin": constant("CONTACT_MARGIN", 1.1e-3),
-            "damping": constant("DAMPING", 0.26),
-            "time step": constant("DT", 0.101),
-        },
-    ),
-    "bodies": (
-        "simple_world",
-        "continuous",
-        {
-            "speed limit of the prey": attribute("max_speed", last(0.01)),
-            "gain of the prey": attribute("gain", last(-1.0)),
-            "contact distances": attribute("contact_distance", lambda d: d + 1e-3),
-            "size of the forests": attribute("landmark_size", last(0.05)),
-        },
-    ),
-    "order": (
-        "simple_tag",
-        "discrete",
-        {
-            "position moves first": lambda patch: MovesByOldVelocity,
-            "damping after the force": lambda patch: DampsAfterTheForce,
-            "landmarks in reverse": lambda patch: LandmarksInReverse,
-            "left and right": lambda patch: SwapsLeftAndRight,
-        },
-    ),
-    "rewards of spread": (
-        "simple_spread",
-        "discrete",
-        {
-            "gain of the agents": attribute("gain", lambda gain: gain * 1.01),
-            "touch penalty": constant("SPREAD_TOUCH_PENALTY", 1.0),
-            "landmark reward": constant("SPREAD_MAX_REWARD", 11.0),
-            "position moves first": lambda patch: MovesByOldVelocity,
-        },
-    ),
-    "rewards of the chase": (
-        "simple_world",
-        "continuous",
-        {
-            "catch reward": task(catch_reward=10.0),
-            "weight of the bounds": task(bound_weight=1.0),
-            "bounds penalty": constant("arena_penalty", torch.zeros_like),
-            "place of the food": constant("FOODS", slice(2, 4)),
-        },
-    ),
+WORLDS = {
+    "forces": {
+        "contact force": constant("CONTACT_FORCE", 101.0),
+        "contact margin": constant("CONTACT_MARGIN", 1.1e-3),
+        "damping": constant("DAMPING", 0.26),
+        "time step": constant("DT", 0.101),
+    },
+    "bodies": {
+        "speed limit of the prey": attribute("max_speed", last(0.01)),
+        "gain of the prey": attribute("gain", last(-1.0)),
+        "contact distances": attribute("contact_distance", lambda d: d + 1e-3),
+        "size of the forests": attribute("landmark_size", last(0.05)),
+    },
+    "order": {
+        "position moves first": lambda patch: MovesByOldVelocity,
+        "damping after the force": lambda patch: DampsAfterTheForce,
+        "landmarks in reverse": lambda patch: LandmarksInReverse,
+        "left and right": lambda patch: SwapsLeftAndRight,
+    },
+    "spread": {
+        "gain of the agents": attribute("gain", lambda gain: gain * 1.01),
+        "touch penalty": constant("SPREAD_TOUCH_PENALTY", 1.0),
+        "landmark reward": constant("SPREAD_MAX_REWARD", 11.0),
+        "position moves first": lambda patch: MovesByOldVelocity,
+    },
+    "chase": {
+        "catch reward": task(catch_reward=10.0),
+        "weight of the bounds": task(bound_weight=1.0),
+        "bounds penalty": constant("arena_penalty", torch.zeros_like),
+        "place of the food": constant("FOODS", slice(2, 4)),
+    },
+}
+WORLDS_PLAYED = {  # in which worlds the mistakes are made
+    "forces": ("simple_tag", "continuous"),
+    "bodies": ("simple_world", "continuous"),
+    "order": ("simple_tag", "discrete"),
+    "spread": ("simple_spread", "discrete"),
+    "chase": ("simple_world", "continuous"),
 }
 
 
@@ -141,19 +129,11 @@ def swaps_torques(patch):
 
 
 CHEETAH = {  # name: (mistake, what of the numbers must differ)
-    "observed joints swapped": (
-        cheetah("OBSERVED", ((4, 13, 3, 12, 2, 11), (7, 16, 5, 14, 6, 15))),
-        {"observations"},
-    ),
+    "joints swapped": (cheetah("OBSERVED", ((4, 13, 3, 12, 2, 11), (7, 16, 5, 14, 6, 15))), {"observations"}),
     "agents swapped": (cheetah("OBSERVED", half_cheetah.OBSERVED[::-1]), {"observations"}),
     "control for free": (cheetah("CONTROL_COST", 0.0), {"rewards"}),
     "torques swapped": (swaps_torques, {"observations", "rewards", "states", "float64 state at the end"}),
 }
-
-
-def swapped(array, dim):
-    """Agents 0 and 1 exchanged along `dim`."""
-    return array.index_select(dim, torch.tensor([1, 0, *range(2, array.shape[dim])]))
 
 
 def other_actions(dataset):

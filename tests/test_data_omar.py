@@ -172,76 +172,44 @@ def all_files(change):
 
 # What is done to a folder of 75 rows of simple_spread, and what the message must hold. Damage to a file's
 # values comes with its row; the first of several such rows is named.
-VALUES = {
-    "nan in obs": ("obs_1.npy", setting((40, 3), np.nan), "row 40 is not finite"),
-    "inf in next_obs": ("next_obs_0.npy", setting((74, 17), np.inf), "row 74 is not finite"),
-    "nan in acs": ("acs_2.npy", setting((0, 1), np.nan), "row 0 is not finite"),
-    "nan in rews": ("rews_2.npy", setting(33, np.nan), "row 33 is not finite"),
-    "nan in dones": ("dones_0.npy", setting(26, np.nan), "row 26 is not finite"),
-    "too large": (
-        "rews_1.npy",
-        lambda a: a.astype(float) + 1e300 * (np.arange(75) == 60),
-        "row 60 is not finite",
-    ),
-    "action above 1": ("acs_0.npy", setting((52, 0), 1.002), "row 52 is outside"),
-    "action below -1": ("acs_1.npy", setting(([30, 52], 1), -1.5), "row 30 is outside"),
-    "early done": ("dones_1.npy", setting(48, 1), "row 48 is done"),
-    "next_obs of another row": (
-        "next_obs_2.npy",
-        lambda a: np.roll(a, 1, 0),
-        "row 0 differs from the row after",
-    ),
-    "one number of next_obs": (
-        "next_obs_2.npy",
-        setting((70, 5), 0.5),
-        "row 70 differs from the row after it in obs_2",
-    ),
-    "a little": (
-        "next_obs_0.npy",
-        lambda a: a + 1e-3 * (np.arange(75) == 51)[:, None],
-        "row 51 differs from the row",
-    ),
-    "obs of another agent": ("obs_1.npy", lambda a: a[::-1], "next_obs_1.npy: row 0 differs"),
-}
-HEADERS = {
-    "missing": ("rews_2.npy", Path.unlink, "it lacks rews_2.npy"),
-    "a folder": ("acs_0.npy", lambda p: (p.unlink(), p.mkdir()), "it lacks acs_0.npy"),
-    "text": ("obs_0.npy", lambda p: p.write_text("no array\n" * 9), "cannot read"),
-    "npz": (
-        "obs_2.npy",
-        lambda p: np.savez(p.open("wb"), x=np.load(p.parent / "obs_0.npy")),
-        "several arrays",
-    ),
-    "longer": ("next_obs_1.npy", lambda p: p.write_bytes(p.read_bytes() + b"0"), "longer"),
-    "garbled header": (
-        "dones_0.npy",
-        lambda p: p.write_bytes(p.read_bytes().replace(b"descr", b"de\x00\n{")),
-        "cannot",
-    ),
-    "integers": ("obs_1.npy", lambda p: edit(p, lambda a: a.astype(int)), "must hold floats, not int64"),
-    "text as dones": ("dones_2.npy", lambda p: edit(p, lambda a: a.astype(str)), "must hold numbers"),
-    "objects": ("acs_1.npy", lambda p: np.save(p, np.full((75, 2), None, object)), "cannot read"),
-    "fewer rows": ("acs_1.npy", lambda p: edit(p, lambda a: a[:50]), "has 50 rows, but obs_0.npy has 75"),
-    "fewer columns": (
-        "obs_0.npy",
-        lambda p: edit(p, lambda a: a[:, :16]),
-        "has 18 columns there, but the shape is (75",
-    ),
-    "flat obs": ("obs_0.npy", lambda p: edit(p, lambda a: a.reshape(-1)), "18 columns"),
-    "rewards of two": ("rews_0.npy", lambda p: edit(p, lambda a: a[:, None].repeat(2, 1)), "no columns or 1"),
-    "deep dones": ("dones_0.npy", lambda p: edit(p, lambda a: a[:, None, None]), "no columns or 1"),
-    "one number": ("rews_0.npy", lambda p: edit(p, lambda a: a[0]), "the shape is ()"),
-    "a fourth agent": (
-        "obs_3.npy",
-        lambda p: shutil.copy(p.parent / "obs_0.npy", p),
-        "3 learning agents, 0..2",
-    ),
-}
+VALUES = [
+    ("obs_1.npy", setting((40, 3), np.nan), "row 40 is not finite"),
+    ("next_obs_0.npy", setting((74, 17), np.inf), "row 74 is not finite"),
+    ("acs_2.npy", setting((0, 1), np.nan), "row 0 is not finite"),
+    ("rews_2.npy", setting(33, np.nan), "row 33 is not finite"),
+    ("dones_0.npy", setting(26, np.nan), "row 26 is not finite"),
+    ("rews_1.npy", lambda a: a.astype(float) + 1e300 * (np.arange(75) == 60), "row 60 is not finite"),
+    ("acs_0.npy", setting((52, 0), 1.002), "row 52 is outside"),
+    ("acs_1.npy", setting(([30, 52], 1), -1.5), "row 30 is outside"),
+    ("dones_1.npy", setting(48, 1), "row 48 is done"),
+    ("next_obs_2.npy", lambda a: np.roll(a, 1, 0), "row 0 differs from the row after"),
+    ("next_obs_2.npy", setting((70, 5), 0.5), "row 70 differs from the row after it in obs_2"),
+    ("next_obs_0.npy", lambda a: a + 1e-3 * (np.arange(75) == 51)[:, None], "row 51 differs from the row"),
+    ("obs_1.npy", lambda a: a[::-1], "next_obs_1.npy: row 0 differs"),
+]
+HEADERS = [
+    ("rews_2.npy", Path.unlink, "it lacks rews_2.npy"),
+    ("acs_0.npy", lambda p: (p.unlink(), p.mkdir()), "it lacks acs_0.npy"),
+    ("obs_0.npy", lambda p: p.write_text("no array\n" * 9), "cannot read"),
+    ("obs_2.npy", lambda p: np.savez(p.open("wb"), x=np.load(p.parent / "obs_0.npy")), "several arrays"),
+    ("next_obs_1.npy", lambda p: p.write_bytes(p.read_bytes() + b"0"), "longer"),
+    ("dones_0.npy", lambda p: p.write_bytes(p.read_bytes().replace(b"descr", b"de\x00\n{")), "cannot"),
+    ("obs_1.npy", lambda p: edit(p, lambda a: a.astype(int)), "must hold floats, not int64"),
+    ("dones_2.npy", lambda p: edit(p, lambda a: a.astype(str)), "must hold numbers"),
+    ("acs_1.npy", lambda p: np.save(p, np.full((75, 2), None, object)), "cannot read"),
+    ("acs_1.npy", lambda p: edit(p, lambda a: a[:50]), "has 50 rows, but obs_0.npy has 75"),
+    ("obs_0.npy", lambda p: edit(p, lambda a: a[:, :16]), "has 18 columns there, but the shape is (75"),
+    ("obs_0.npy", lambda p: edit(p, lambda a: a.reshape(-1)), "18 columns"),
+    ("rews_0.npy", lambda p: edit(p, lambda a: a[:, None].repeat(2, 1)), "no columns or 1"),
+    ("dones_0.npy", lambda p: edit(p, lambda a: a[:, None, None]), "no columns or 1"),
+    ("rews_0.npy", lambda p: edit(p, lambda a: a[0]), "the shape is ()"),
+    ("obs_3.npy", lambda p: shutil.copy(p.parent / "obs_0.npy", p), "3 learning agents, 0..2"),
+]
 
 
-@pytest.mark.parametrize("kind", VALUES)
-def test_wrong_value_is_refused_with_its_row(monkeypatch, copied, kind):
-    (name, change, message), folder = VALUES[kind], copied()
+@pytest.mark.parametrize(("name", "change", "message"), VALUES)
+def test_wrong_value_is_refused_with_its_row(monkeypatch, copied, name, change, message):
+    folder = copied()
     edit(folder / name, change)
     said = one_line(lambda: read_folder(folder, "simple_spread"))
     assert message in said and str(folder) in said and name in said
@@ -249,9 +217,9 @@ def test_wrong_value_is_refused_with_its_row(monkeypatch, copied, kind):
     read_folder(folder, "simple_spread")
 
 
-@pytest.mark.parametrize("kind", HEADERS)
-def test_wrong_file_is_refused(copied, kind):
-    (name, damage, message), folder = HEADERS[kind], copied()
+@pytest.mark.parametrize(("name", "damage", "message"), HEADERS)
+def test_wrong_file_is_refused(copied, name, damage, message):
+    folder = copied()
     read_folder(folder, "simple_spread")
     damage(folder / name)
     said = one_line(lambda: read_folder(folder, "simple_spread"))
@@ -511,28 +479,28 @@ def parameter(name, change):
     return damage
 
 
-PREY_DAMAGES = {
-    "no agent_params": lambda stored: stored.pop("agent_params"),
-    "three agents": lambda stored: stored["agent_params"].pop(),
-    "no prey": lambda stored: stored["agent_params"].__setitem__(3, None),
-    "no batch-norm": lambda stored: stored["agent_params"][3]["policy"].pop("in_fn.running_var"),
-    "predator as prey": lambda stored: stored["agent_params"].reverse(),
-    "layout [in, out]": parameter("fc1.weight", lambda p: p.T),
-    "five outputs": parameter("fc3.weight", lambda p: p.repeat(3, 1)[:5]),
-    "scalar": parameter("fc1.weight", lambda p: p[0, 0]),
-    "numbers": parameter("fc1.bias", lambda p: p.tolist()),
-    "integers": parameter("fc2.bias", lambda p: p.long()),
-    "nan": parameter("fc2.weight", lambda p: p.index_fill(0, torch.tensor(5), torch.nan)),
-    "negative variance": parameter("in_fn.running_var", lambda p: -p),
-}
+PREY_DAMAGES = [
+    lambda stored: stored.pop("agent_params"),
+    lambda stored: stored["agent_params"].pop(),
+    lambda stored: stored["agent_params"].__setitem__(3, None),
+    lambda stored: stored["agent_params"][3]["policy"].pop("in_fn.running_var"),
+    lambda stored: stored["agent_params"].reverse(),
+    parameter("fc1.weight", lambda p: p.T),
+    parameter("fc3.weight", lambda p: p.repeat(3, 1)[:5]),
+    parameter("fc1.weight", lambda p: p[0, 0]),
+    parameter("fc1.bias", lambda p: p.tolist()),
+    parameter("fc2.bias", lambda p: p.long()),
+    parameter("fc2.weight", lambda p: p.index_fill(0, torch.tensor(5), torch.nan)),
+    parameter("in_fn.running_var", lambda p: -p),
+]
 
 
-@pytest.mark.parametrize("kind", PREY_DAMAGES)
-def test_damaged_prey_is_refused(tmp_path, kind):
+@pytest.mark.parametrize("damage", PREY_DAMAGES)
+def test_damaged_prey_is_refused(tmp_path, damage):
     stored, path = prey_dict("simple_tag"), tmp_path / PREY_FILE
     torch.save(stored, path)
     load_prey(path, "simple_tag")
-    PREY_DAMAGES[kind](stored)
+    damage(stored)
     torch.save(stored, path)
     assert f"cannot read {path} as the prey of simple_tag" in one_line(lambda: load_prey(path, "simple_tag"))
 
