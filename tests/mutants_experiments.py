@@ -1,0 +1,72 @@
+"""Deliberate mistakes in plan, runner and claims: {property: {name: wrong function}}, at most four of each.
+The check of that name in test_experiments.py must reject each. A mutant takes the right function and its
+arguments, that of a guard its text."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from experiments.claims import FAILS, HOLDS, OPEN, Estimate
+
+MUTANTS = {
+    "a quarter is cut off at each end": {
+        "mean": lambda right, scores: np.mean(scores),
+        "median": lambda right, scores: np.median(scores),
+        "quarter rounded up": lambda right, scores: right(sorted(scores)[1:-1] or scores),
+    },
+    "the interval is that of all resamples": {
+        "mean instead": lambda right, *groups: right(*[[float(np.mean(group))] * 4 for group in groups]),
+        "not stratified": lambda right, *groups: right(np.concatenate(groups)),
+        "without replacement": lambda right, *groups: Estimate(*[right(*groups).value] * 3),
+    },
+    "a difference is the mean of those on each dataset": {
+        "pooled": lambda right, *sides: right(*[[np.concatenate(side)] for side in sides]),
+        "swapped": lambda right, first, second: right(second, first),
+        "first dataset": lambda right, first, second: right(first[:1], second[:1]),
+    },
+    "few seeds have no interval": {
+        "two are enough": lambda right, groups: right([[*group, group[0]] for group in groups]),
+        "the largest group counts": lambda right, groups: right([max(groups, key=len)]),
+    },
+    "an interval decides": {
+        "the value": lambda right, found: HOLDS if found.value > 0 else FAILS,
+        "touching 0 holds": lambda right, found: HOLDS if found.low >= 0 else right(found),
+        "all others fail": lambda right, found: HOLDS if found.low > 0 else FAILS,
+    },
+    "verdicts combine": {
+        "all is any": lambda right, any_of, verdicts: right(True, verdicts),
+        "any is all": lambda right, any_of, verdicts: right(False, verdicts),
+        "open is no matter": lambda right, any_of, them: right(any_of, [v for v in them if v != OPEN]),
+        "nothing holds": lambda right, any_of, verdicts: right(any_of, verdicts) if verdicts else HOLDS,
+    },
+    "names are safe and tell cells apart": {
+        "not safe": lambda right, cell: "__".join(cell.place[:5]),
+        "without rounds": lambda right, cell: right(replace(cell, rounds=0)),
+        "without grid": lambda right, cell: right(replace(cell, grid="grid")),
+    },
+    "commands say what cells mean": {
+        "one method": lambda right, job: right(replace(job, cell=replace(job.cell, method="spacql"))),
+        "one seed": lambda right, job: right(replace(job, count=1)),
+        "no flags": lambda right, job: right(replace(job, cell=replace(job.cell, flags=""))),
+    },
+    "missing seeds are trained side by side": {
+        "all": lambda right, cells, done: right(cells, set()),
+        "over what is done": lambda right, cells, done: [
+            replace(job, count=5 - job.first) for job in right(cells, done)[:1]
+        ],
+        "anybody's seeds": lambda right, cells, done: right(cells, {(*cells[0].place, s) for *_, s in done}),
+    },
+    "rows are what the run left": {
+        "seeds swapped": lambda right, folder: [table[::-1] for table in right(folder)],
+        "best is last": lambda right, folder: (right(folder)[0].assign(best="3.5"), right(folder)[1]),
+        "first weights": lambda right, folder: (right(folder)[0].assign(w1="0.3333"), right(folder)[1]),
+    },
+    "rows stand in the order of the plan": {
+        "as they came": lambda right, table: table,
+        "by text": lambda right, table: table.sort_values(list(table)),
+        "backwards": lambda right, table: right(table)[::-1],
+    },
+    "a job ends with whoever started it": {
+        "no signal": lambda launch: launch.replace("prctl(1, 9)", "prctl(1, 0)"),
+    },
+}
