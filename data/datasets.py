@@ -74,8 +74,7 @@ class Dataset:
 
     @property
     def mean_return(self) -> float:
-        """Mean undiscounted episode return, mean over agents (in tag and world all predators get the
-        same)."""
+        """Mean undiscounted episode return, mean over agents."""
         return float(self.rewards.double().mean(-1).sum(-1).mean())
 
 
@@ -85,8 +84,7 @@ def normalise(score, facts: dict):
 
 
 def describe(dataset: Dataset) -> str:
-    """What a script says of its data: a line, and a warning where the paper's bounds suffer (a "high
-    kappa")."""
+    """What a script says of its data: a line, and a warning where the paper's bounds suffer."""
     facts = dataset.facts
     said = f"mean score of the data {facts['data_score']:.1f}, dependence of the agents' actions "
     if math.isinf(facts["dependence_error"]):

@@ -2,8 +2,7 @@
 
     python -m data.export --env-id simple_spread --dataset medium --out exported
 
-Array letters: E episodes, T steps, N learning agents, O observation numbers, A action numbers, D state
-numbers, H hidden units.
+Array letters: H hidden units.
 """
 
 import io
@@ -45,10 +44,7 @@ def write_prey(path: Path, prey: list[torch.Tensor]) -> None:
 
 def state_dict(layers: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """The parameters of one of OMAR's networks from weights [1, in, out] and biases [1, 1, out] of three
-    layers.
-
-    Its batch normalisation does nothing: the stored variance plus eps is exactly 1.
-    """
+    layers. Its batch normalisation does nothing: the stored variance plus eps is exactly 1."""
     dim = layers[0].shape[1]
     state = {
         "in_fn.weight": torch.ones(dim),

@@ -10,8 +10,7 @@ the share: the share is a dial of dependence alone, from none at 0 to as much as
 1. With probability `noise` an agent's action is a uniform one instead, at each step anew.
 
 `measure_dependence` estimates the mean over agents of the conditional mutual information I(a_i ; a_-i | s):
-what the others' actions tell of an agent's action when the state is known already, 0 for factorised
-behaviour.
+what the others' actions tell of an agent's action when the state is known, 0 for factorised behaviour.
 
 Array letters: M teams, E episodes, T steps, N agents, W worlds, O observation numbers, A numbers of an
 action, D state numbers, L latent classes.
@@ -239,8 +238,7 @@ def fit(states, actions, num_actions: int, seed: int) -> tuple[list[torch.Tensor
     return weights, policies
 
 
-# ------------------------------------------------------------------------------------------- training of
-# teams
+# ---------------------------------------------------------------------------------------- training of teams
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
-"""Folders of arrays in the format of OMAR (Pan et al. 2022), which the paper's data come in: read and
-checked.
+"""Folders of arrays in the format of OMAR (Pan et al. 2022), which the paper's data come in.
 
-A folder `<env>/<quality>/seed_<0..4>_data/` holds for each learning agent i, with R rows (1,000,000 in the
-published ones)
+A folder `<env>/<quality>/seed_<0..4>_data/` holds for each learning agent i, with R rows
 
     obs_i.npy, next_obs_i.npy       [R, O]            acs_i.npy                          [R, A], in [-1, 1]
     rews_i.npy, dones_i.npy         [R] or [R, 1]     states_i.npy, next_states_i.npy    [R, 17] (HalfCheetah)
@@ -70,8 +68,7 @@ def read_folder(folder: Path, env_id: str) -> tuple[dict[str, np.ndarray], dict]
     Returns arrays: observations [E, T + 1, N, O] (the last one is where the episode was cut), actions [E, T,
     N, A], rewards [E, T, N] and, for HalfCheetah, states [E, T + 1, 17], all float32; and facts, with the
     published scores and the quality found in the path ("unknown" if it names none). A done at the last step
-    is a time limit. Raises InputError naming the file, and the row where there is one, for whatever does not
-    fit.
+    is a time limit. Raises InputError, with the file and the row if there is one, for whatever does not fit.
     """
     check_choice("env-id", env_id, SHAPES)
     files = open_files(folder, env_id)
@@ -104,8 +101,7 @@ def quality_of(folder: Path) -> str:
 def open_files(folder: Path, env_id: str) -> dict[tuple[str, int], np.ndarray]:
     """All files of a folder, memory-mapped: {(name, agent): [R, width], or [R] for rewards and dones}.
 
-    Raises InputError for what files' headers show: missing, unreadable or foreign ones, wrong shapes and
-    types.
+    Raises InputError for what files' headers show: missing or foreign ones, wrong shapes and types.
     """
     num, obs_dim, action_dim, horizon = SHAPES[env_id]
     widths = dict(obs=obs_dim, acs=action_dim, rews=None, next_obs=obs_dim, dones=None)

@@ -14,8 +14,7 @@ def make_env(env_id, num_worlds, num_agents=None, device="cpu", seed=0, action_k
     """Batched worlds of a task: a `Worlds`, or a `HalfCheetah` or `TwoDoors`, which have the same methods.
 
     num_agents: None for the task's own number. prey: maps the prey's observations to its actions; by default
-    the one shipped for this kind of action acts, where the task has one. Raises InputError for what does not
-    exist.
+    the one shipped for this kind of action acts, where the task has one. Raises InputError for other tasks.
     """
     check_choice("env-id", env_id, ENV_IDS_OF_KIND[action_kind])
     num_agents = (2 if env_id == half_cheetah.ENV_ID else 3) if num_agents is None else num_agents

@@ -29,8 +29,7 @@ ENV_ID = "HalfCheetah-2x3"
 HORIZON = 1000  # steps per episode; a time limit, never a terminal state
 RESET_NOISE = 0.1
 CONTROL_COST = 0.1
-# Places in the state of an agent's observation: angle and velocity of foot, shin, thigh (torques: thigh
-# first).
+# Places in the state of an agent's observation: angle and velocity of foot, shin, thigh.
 OBSERVED = ((4, 13, 3, 12, 2, 11), (7, 16, 6, 15, 5, 14))
 
 

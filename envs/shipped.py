@@ -1,5 +1,4 @@
-"""The shipped networks: the prey and the policies behind the datasets, as read from `envs/policies/` and
-played.
+"""The shipped networks, read from `envs/policies/` and played: the prey, and the policies behind the data.
 
 Each learner has its own actor on its own observation, a softmax for discrete actions (`Softmax`) and a
 Gaussian for forces and torques (`Gaussian`); `data/behaviour.py` trains them. The prey acts greedily, so that
@@ -26,8 +25,7 @@ CONTINUOUS_ENV_IDS = (*ENV_IDS, "HalfCheetah-2x3")
 
 
 def init_mlp(count: int, sizes: tuple[int, ...], generator: torch.Generator) -> list[torch.Tensor]:
-    """`count` stacked networks as nn.Linear initialises them: weights [count, in, out], biases [count, 1,
-    out]."""
+    """`count` networks as nn.Linear initialises them: weights [count, in, out], biases [count, 1, out]."""
     params = []
     for fan_in, fan_out in itertools.pairwise(sizes):
         for shape in ((count, fan_in, fan_out), (count, 1, fan_out)):
@@ -116,8 +114,7 @@ POLICY = {"discrete": Softmax, "continuous": Gaussian}
 
 
 def greedy(params: list[torch.Tensor], action_kind: str = "discrete"):
-    """A deterministic policy of one agent, as Worlds(prey=...) takes it: obs [W, O] -> actions [W] or [W,
-    A]."""
+    """A deterministic policy of one agent, as Worlds(prey=...) takes it: obs [W, O] -> actions."""
     return lambda obs: POLICY[action_kind].greedy(params, obs.unsqueeze(0))[0]
 
 
@@ -170,8 +167,7 @@ def check_task(env_id: str, action_kind: str) -> None:
 
 
 def policy_file(env_id: str, folder: Path = POLICY_DIR, action_kind: str = "discrete") -> Path:
-    """Where the policies of a task are. Raises InputError, with the command that makes them, where they are
-    not."""
+    """Where the policies of a task are. Raises InputError, with the command that makes them, where not."""
     check_task(env_id, action_kind)
     path = Path(folder) / f"{env_id}-{action_kind}.npz"
     if not path.is_file():
@@ -181,8 +177,7 @@ def policy_file(env_id: str, folder: Path = POLICY_DIR, action_kind: str = "disc
 
 
 def read_networks(path: Path, env_id: str) -> tuple[dict[str, torch.Tensor], dict]:
-    """The arrays and the facts of a file of networks of the task. Raises an exception of any kind if
-    damaged."""
+    """The arrays and the facts of a file of networks of the task. Raises anything if it is damaged."""
     with np.load(path, allow_pickle=False) as file:
         facts = json.loads(str(file["facts"]))
         arrays = {k: torch.from_numpy(file[k].astype(np.float32)) for k in file.files if k != "facts"}
@@ -196,8 +191,7 @@ def read_networks(path: Path, env_id: str) -> tuple[dict[str, torch.Tensor], dic
 def load_policies(
     env_id: str, device="cpu", folder: Path = POLICY_DIR, action_kind: str = "discrete"
 ) -> Policies:
-    """Read the shipped policies of a task. Raises InputError where there are none, or the file is not
-    theirs."""
+    """Read the shipped policies of a task. Raises InputError where there are none, or others."""
     path = policy_file(env_id, folder, action_kind)
     tensors = range(6 if action_kind == "discrete" else 7)  # three layers' weights and biases, log_std
     with reading(path, f"a policy file of {env_id}"):
