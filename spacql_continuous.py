@@ -72,6 +72,7 @@ TAU = dict.fromkeys(TASKS, 0.01) | {"HalfCheetah-2x3": 0.005}  # Polyak step of 
 TARGET_NOISE, CANDIDATE_NOISE = 0.05, 0.2  # deviations of a normal distribution
 CANDIDATES = 10  # per agent, from each of the distributions they are drawn from
 ACTION_L2 = 0.001  # weight of the squared actions in (6)
+CENTRED = ("simple_spread",)  # where the critics do not see the mean action: no gradient to drift
 EVAL_SEED = 12345  # of the worlds that score teams
 FINAL_FACTOR = 5  # times --eval-episodes are behind the reported scores
 CACHE_NUMBERS = 2**19  # activations that fit a core's caches
@@ -220,9 +221,11 @@ def actor_outputs(actor, obs):
     return (x @ w3 + b3).transpose(1, 2)
 
 
-def critic_values(critic, state, joint):
+def critic_values(critic, state, joint, centred=False):
     """Q [S, E, B, R] of R joint actions [S, B, R, N, A] in each state [S, B, D]; on a CPU in parts whose
-    activations fit a core's caches."""
+    activations fit a core's caches. Where centred, the critics see actions minus their mean over the batch."""
+    if centred:
+        joint = joint - joint.mean(1, keepdim=True)
     w1, b1, w2, b2, w3, b3 = critic
     (batch, rows), dim = joint.shape[1:3], state.shape[-1]
     activations = w1.shape[1] * batch * rows * w1.shape[3]
@@ -365,6 +368,7 @@ def main(argv=None):
     sizes = {"icql-qs": [1], "joint": [num_agents]}.get(args.backup, range(1, num_agents + 1))
     sizes = torch.tensor(list(sizes), device=device)  # [K]
     watched = []  # w_k of the updates since the last evaluation, [S, K]
+    q_values = partial(critic_values, centred=args.env_id in CENTRED)
     near_policies = args.env_id == "HalfCheetah-2x3"  # as in CFCQL, where the penalty has candidates there
     everyone = torch.arange(num_agents, device=device).expand(args.num_seeds, args.batch_size, -1)
     rounds = range(first_round, args.rounds + 1)
@@ -380,8 +384,8 @@ def main(argv=None):
                 sampled = sample_policy(target_actor, next_obs, len(sizes), generators)  # [S, B, K, N, A]
                 order = per_seed(torch.rand, generators, sampled.shape[1:4])  # [S, B, K, N]
                 replaced = partial_replacement(next_actions, sampled, order, sizes)  # [S, B, K, N, A]
-                q_target = critic_values(target_critic, next_state, replaced)  # [S, E, B, K]
-                u = uncertainty(critic_values(critic, next_state, replaced))  # [S, B, K]
+                q_target = q_values(target_critic, next_state, replaced)  # [S, E, B, K]
+                u = uncertainty(q_values(critic, next_state, replaced))  # [S, B, K]
                 weights = torch.full_like(u, 1 / len(sizes))
                 if args.backup == "spacql":
                     weights = replacement_weights(u)
@@ -392,7 +396,7 @@ def main(argv=None):
             near = [actor_outputs(actor, o).detach().tanh() for o in (obs, next_obs) if near_policies]
             candidates, log_weights = penalty_candidates(args, actions, near, generators)
             joint = torch.cat([actions.unsqueeze(2), candidates.flatten(2, 3)], dim=2)
-            q = critic_values(critic, state, joint)  # [S, E, B, 1 + M * C]
+            q = q_values(critic, state, joint)  # [S, E, B, 1 + M * C]
             q_data, q_candidates = q[..., 0], q[..., 1:].unflatten(-1, log_weights.shape[2:])
             penalty = cql_penalty(q_candidates, log_weights, q_data)
             critics_loss = critic_loss(q_data, target, penalty, args.cql_alpha)  # [S, E]
@@ -407,7 +411,7 @@ def main(argv=None):
         joint = counterfactuals(others, everyone, outputs.tanh().unsqueeze(3)).flatten(
             2, 3
         )  # [S, B, N, N, A]
-        q_policy = critic_values([p.detach() for p in critic], state, joint).mean(1)  # [S, B, N]
+        q_policy = q_values([p.detach() for p in critic], state, joint).mean(1)  # [S, B, N]
         actors_loss = actor_loss(outputs, q_policy, actions, clone_weight, args.output_l2)  # [S, N]
         actor_adam.zero_grad()
         actors_loss.sum().backward()

@@ -1,11 +1,13 @@
 """Run folders, checkpoints, logs and plots: what a training script needs around the method."""
 
 import contextlib
+import io
 import json
 import math
 import os
 import re
 import sys
+import threading
 import time
 import uuid
 import warnings
@@ -158,11 +160,10 @@ def save_checkpoint(folder: Path, networks: dict, optimizers: dict, generators: 
     """Write folder/checkpoint.pt: the state of networks, optimizers and random numbers, and the rest."""
     contents = rest | {name: [p.detach() for p in params] for name, params in networks.items()}
     contents |= {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
+    buffer = io.BytesIO()  # in between, since torch itself does not say when a disk is full
+    torch.save(contents | dict(generators=[g.get_state() for g in generators]), buffer)
     with atomic(folder / "checkpoint.pt") as partial:
-        try:
-            torch.save(contents | dict(generators=[g.get_state() for g in generators]), partial)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise OSError(str(error)) from None
+        partial.write_bytes(buffer.getvalue())
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -199,6 +200,9 @@ def check_contents(saved: dict) -> None:
     for key, kind in (kinds | dict.fromkeys((*NETWORKS, "scale", "generators"), list)).items():
         if type(saved[key]) is not kind:
             raise TypeError(f"its {key} is no {kind.__name__}")
+    for key in (*NETWORKS, "scale", "generators"):
+        if not all(map(torch.is_tensor, saved[key])):
+            raise TypeError(f"its {key} are not tensors")
 
 
 def finished_rounds(folder: Path) -> int | None:
@@ -266,6 +270,8 @@ def start_log(folder: Path, args, first_round: int) -> Log:
         settings = dict(project="spacql", name=folder.name, id=file.read_text(), resume="allow", dir=folder)
         with contextlib.redirect_stdout(sys.stderr):
             wandb.init(config=asdict(args), sync_tensorboard=True, **settings)
+    hook = threading.excepthook  # TensorBoard's thread tells of a full disk, which `flush` does too
+    threading.excepthook = lambda told: isinstance(told.exc_value, OSError) or hook(told)
     if args.backup == "spacql" and args.num_critics == 1:
         say("one critic has no spread: its weights w_k are uniform")
     with atomic(folder / "args.json") as partial:
