@@ -444,6 +444,7 @@ def test_interrupt_in_the_callback_of_an_object_that_goes_away_is_not_lost(place
         _kept = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
         del thing
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     for deferred in (True, False):
         with monkeypatch.context() as patch:
             patch.setattr(place, goes_away)
@@ -457,6 +458,7 @@ def test_interrupt_in_the_callback_of_an_object_that_goes_away_is_not_lost(place
                     expected.enter_context(contextlib.suppress(InputError))  # of what the callback left out
                 load("simple_spread", "discrete", "random", 4, 0, tmp_path)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
     thread = threading.Thread(
         target=load, args=("simple_tag", "discrete", "random", 1, 0, tmp_path / "thread")
     )
