@@ -72,7 +72,7 @@ TAU = dict.fromkeys(TASKS, 0.01) | {"HalfCheetah-2x3": 0.005}  # Polyak step of 
 TARGET_NOISE, CANDIDATE_NOISE = 0.05, 0.2  # deviations of a normal distribution
 CANDIDATES = 10  # per agent, from each of the distributions they are drawn from
 ACTION_L2 = 0.001  # weight of the squared actions in (6)
-CENTRED = ("simple_spread",)  # where the critics do not see the mean action: no gradient to drift
+CENTRED = ("simple_spread",)  # there critics see actions minus their batch's mean (ours)
 EVAL_SEED = 12345  # of the worlds that score teams
 FINAL_FACTOR = 5  # times --eval-episodes are behind the reported scores
 CACHE_NUMBERS = 2**19  # activations that fit a core's caches
@@ -87,7 +87,7 @@ class Args:
     dataset: str = "medium"
     """random, medium-replay, medium, expert, an .h5 file or an OMAR folder"""
     prey: str | None = None
-    """pretrained_adv_model.pt of an OMAR folder, if not beside or above it"""
+    """pretrained_adv_model.pt, if not beside or above an OMAR folder"""
     backup: Literal["spacql", "icql-qs", "joint", "uniform"] = "spacql"
     """TD target: w_k by uncertainty, k = 1, k = n, or w_k = 1/n"""
     penalty: Literal["cfcql", "macql"] = "cfcql"
@@ -103,7 +103,7 @@ class Args:
     cql_alpha: float | None = None
     """[alpha] weight of the penalty; default by task and quality"""
     output_l2: float | None = None
-    """weight of the actors' squared outputs before the tanh in (6) (ours); default 0.1"""
+    """weight of the actors' squared outputs in (6) (ours); default 0.1"""
     seed: int = 0
     """first seed"""
     num_seeds: int = 1
@@ -123,7 +123,7 @@ class Args:
     eval_every: int | None = None
     """rounds between evaluations and checkpoints; default 20, HalfCheetah 200"""
     eval_episodes: int | None = None
-    """default 200, HalfCheetah 4: episodes per seed and evaluation, and five times as many in the end"""
+    """per seed and evaluation, five times as many in the end; default 200, HalfCheetah 4"""
     dataset_size: int = 1_000_000
     """transitions to simulate for a named dataset"""
     data_seed: int = 0
@@ -223,7 +223,7 @@ def actor_outputs(actor, obs):
 
 def critic_values(critic, state, joint, centred=False):
     """Q [S, E, B, R] of R joint actions [S, B, R, N, A] in each state [S, B, D]; on a CPU in parts whose
-    activations fit a core's caches. Where centred, the critics see actions minus their mean over the batch."""
+    activations fit a core's caches. centred: actions count minus their mean over the batch."""
     if centred:
         joint = joint - joint.mean(1, keepdim=True)
     w1, b1, w2, b2, w3, b3 = critic
@@ -242,7 +242,7 @@ def critic_values(critic, state, joint, centred=False):
 
 
 def sample_policy(actor, obs, count, generators):
-    """`count` noisy actions [S, B, count, N, A] of each policy at observations [S, B, N, O]."""
+    """`count` noisy actions of each policy at observations [S, B, N, O], [S, B, count, N, A]."""
     policy = actor_outputs(actor, obs).tanh().unsqueeze(2)  # [S, B, 1, N, A]
     noise = per_seed(torch.randn, generators, (obs.shape[1], count, *policy.shape[3:]))
     return (policy + TARGET_NOISE * noise).clamp(-1, 1)
@@ -369,7 +369,7 @@ def main(argv=None):
     sizes = torch.tensor(list(sizes), device=device)  # [K]
     watched = []  # w_k of the updates since the last evaluation, [S, K]
     q_values = partial(critic_values, centred=args.env_id in CENTRED)
-    near_policies = args.env_id == "HalfCheetah-2x3"  # as in CFCQL, where the penalty has candidates there
+    near_policies = args.env_id == "HalfCheetah-2x3"  # only there CFCQL draws candidates around them
     everyone = torch.arange(num_agents, device=device).expand(args.num_seeds, args.batch_size, -1)
     rounds = range(first_round, args.rounds + 1)
     bar = tqdm(rounds, initial=first_round - 1, total=args.rounds, file=sys.stderr, unit="round")
