@@ -473,8 +473,8 @@ def test_experts_play_their_part_of_the_best_joint_action():
     best = torch.stack([world.state_values(one[list(c)].expand(3, -1, -1)) for c in plans]).amax(0)
     for modes in (world.behaviour, product(world.policies)):
         close(world.state_values(one[modes.argmax(-1)]), best, 1e-9)
-    close(world.marginals().amax(-1), torch.full((3, 2, 4), 0.96))
-    close(world.policies.amax(-1), torch.full((3, 2, 4), 0.7))
+    close(world.marginals().amax(-1), exact(0.96).expand(3, 2, 4))
+    close(world.policies.amax(-1), exact(0.7).expand(3, 2, 4))
 
 
 def test_the_tabular_command_writes_a_table_and_a_figure(tmp_path, monkeypatch):
