@@ -390,11 +390,11 @@ def joint_candidates_take_the_team_as_one_agent(script, propose):
     """macql: uniform joint actions; with forces also the policies' together, and densities multiply."""
     _, policies, joint, log_weights = proposals(script, propose, "macql", batch=2000)
     assert joint.shape[2] == 1 and log_weights.shape == joint.shape[:4]
+    assert not torch.equal(joint[0, :, :, :10], joint[1, :, :, :10]), "each seed draws its own"
     if script.kind == "discrete":
         assert joint.shape[3] == 3 * 5 and (log_weights == 0).all()
         assert ((joint == 0) | (joint == 1)).all() and (joint.sum(-1) == 1).all()
         evenly((joint.argmax(-1) * 5 ** torch.arange(3)).sum(-1), 5**3)
-        assert not torch.equal(joint[0], joint[1])
     else:
         first, *near = joint.squeeze(2).split(10, dim=2)  # [S, B, C, N, A]
         assert abs(float(first.mean())) < SIGMAS * math.sqrt(1 / 3 / first.numel())
