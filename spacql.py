@@ -90,7 +90,7 @@ class Args:
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
     penalty_agents: int | None = None
-    """[M] agents drawn per transition for the cfcql penalty; default 1"""
+    """[M] agents drawn per transition for the penalty; default 1"""
     cql_alpha: float | None = None
     """[alpha] weight of the penalty; default by task and quality"""
     entropy_coef: float | None = None

@@ -85,7 +85,7 @@ class Args:
     env_id: Literal["simple_spread", "simple_tag", "simple_world", "HalfCheetah-2x3"] = "simple_spread"
     """task"""
     dataset: str = "medium"
-    """random, medium-replay, medium, expert, an .h5 file or an OMAR folder"""
+    """random, medium-replay, medium, expert, .h5 file or OMAR folder"""
     prey: str | None = None
     """pretrained_adv_model.pt, if not beside or above an OMAR folder"""
     backup: Literal["spacql", "icql-qs", "joint", "uniform"] = "spacql"
@@ -99,7 +99,7 @@ class Args:
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
     penalty_agents: int | None = None
-    """[M] agents drawn per transition for the cfcql penalty; default 1"""
+    """[M] agents drawn per transition for the penalty; default 1"""
     cql_alpha: float | None = None
     """[alpha] weight of the penalty; default by task and quality"""
     output_l2: float | None = None
