@@ -613,29 +613,16 @@ def test_game_is_the_slow_reference_step_by_step():
 
 def test_game_has_the_interface_of_the_worlds():
     game, worlds = make_env(two_doors.ENV_ID, 7), make_env("simple_spread", 7)
-    names = [
-        "env_id",
-        "num_worlds",
-        "num_learners",
-        "horizon",
-        "obs_dim",
-        "action_dim",
-        "action_kind",
-        "device",
-        "prey",
-    ]
-    assert [type(getattr(game, name)) for name in names] == [type(getattr(worlds, name)) for name in names]
-    assert (game.env_id, game.num_learners, game.horizon, game.obs_dim, game.prey) == (
-        "two_doors",
-        3,
-        25,
-        3,
-        None,
+    for name in "env_id num_worlds num_learners horizon obs_dim action_dim action_kind device prey".split():
+        assert type(getattr(game, name)) is type(getattr(worlds, name)), name
+    assert (game.env_id, game.num_learners, game.horizon, game.obs_dim) == ("two_doors", 3, 25, 3)
+    obs, rewards = game.step(torch.zeros(7, 3, dtype=torch.int64))
+    assert (obs.shape, rewards.shape, obs.dtype, rewards.dtype) == (
+        (7, 3, 3),
+        (7, 3),
+        torch.float32,
+        torch.float32,
     )
-    for env in (game, worlds):
-        obs, rewards = env.step(torch.zeros(7, 3, dtype=torch.int64))
-        assert obs.shape == (7, 3, env.obs_dim) and rewards.shape == (7, 3)
-        assert obs.dtype == rewards.dtype == torch.float32
 
 
 def roll(game, seed=None, copies=1, steps=60):

@@ -234,7 +234,7 @@ def test_workers_end_with_their_parent(end, tmp_path):
     code = f"""
 import signal, sys; sys.path.insert(0, {str(ROOT)!r})
 import torch
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background inherits deafness to it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
 from envs.half_cheetah import HalfCheetah
 worlds = HalfCheetah(4, processes=3)
 worlds.step(torch.zeros(4, 2, 3))
