@@ -122,7 +122,7 @@ def draw(figure, table):
                 ax.plot(curve.samples, curve.error, label=f"{backup}: |error|", **style)
                 ax.plot(curve.samples, curve.bias, ":", label=f"{backup}: |bias|", **style)
             ax.set(title=f"{name} data, n = {num}", xscale="log", xlabel="transitions")
-        row[0].set_ylim(bottom=0)
+        row[0].set(ylim=(0, None), ylabel="error of the value")
     axes[0, 0].legend(fontsize=7)
 
 
