@@ -68,8 +68,8 @@ def main(argv=None):
     script, kind = (spacql_continuous, "continuous") if args.continuous else (spacql, "discrete")
     if args.prey and not args.continuous:
         raise InputError("--prey is for OMAR folders, which need --continuous")
-    dataset = load_dataset(args.env_id, args.dataset, args.dataset_size, 0, args.data_dir, kind)
     prey = find_prey(args.env_id, args.dataset, args.prey, device) if args.continuous else None
+    dataset = load_dataset(args.env_id, args.dataset, args.dataset_size, 0, args.data_dir, kind)
     num_agents, obs_dim = dataset.observations.shape[2:]
     given = {name: value for name, value in vars(args).items() if value is not None}
     del given["continuous"]

@@ -174,9 +174,8 @@ class Loops:
     def sample(self, outputs, noise):
         """Actions [B, A] of one agent from its outputs [B, A] and its noise, [B, 1] or [B, A]."""
         if self.discrete:
-            return one_hot(
-                (noise >= outputs.softmax(-1).cumsum(-1)[:, :-1]).sum(-1), outputs.shape[1]
-            ).float()
+            chosen = (noise >= outputs.softmax(-1).cumsum(-1)[:, :-1]).sum(-1)
+            return one_hot(chosen, outputs.shape[1]).to(outputs)
         return (outputs.tanh() + spacql_continuous.TARGET_NOISE * noise).clamp(-1, 1)
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ def ties(worth):
 def agents_apart(right, state, choices, *rest):
     """Each choice is seen beside those of other transitions."""
     shuffled = [column.roll(7 * f) for f, column in enumerate(choices.T)]
-    return right(torch.cat([state.roll(7 * 0, 0)], 0), torch.stack(shuffled, dim=1), *rest)
+    return right(state, torch.stack(shuffled, dim=1), *rest)
 
 
 def column(name, change):

@@ -1,7 +1,5 @@
-"""The tools of experiments/: cloning, enjoy and its films, pictures, detectors of joint actions, the benchmark.
-
-`rejects(check, mutant)`: each property's check must also reject the mistakes of mutants_tools.py.
-"""
+"""The tools of experiments/: cloning, enjoy and its films, pictures, detectors of joint actions, benchmark.
+Each `check_...` must also reject the mistakes of mutants_tools.py."""
 
 import itertools
 import json
@@ -45,11 +43,6 @@ NUM, STATE = 3, 4  # agents, numbers of a state
 UNCERTAIN = "--states 40 --transitions 500 --out u.csv".split()
 
 
-def mutants(name):
-    """Parametrise a test over the mistakes of a property, each bound to the right function `of`."""
-    return pytest.mark.parametrize("mutant", MUTANTS[name].values(), ids=MUTANTS[name].keys())
-
-
 # ------ cloning
 
 
@@ -69,11 +62,6 @@ def test_cloning_is_by_likelihood_or_by_distance(script):
     check_cloning(bc.cloning_loss, script)
 
 
-@mutants("cloning is by likelihood or by distance")
-def test_another_cloning_is_noticed(mutant, script):
-    rejects(check_cloning, partial(mutant, bc.cloning_loss), script)
-
-
 def clone(data_dir, script, flags):
     """A small run of bc.py: its summary and its history."""
     kind = ["--continuous"] if script.kind == "continuous" else []
@@ -88,13 +76,13 @@ def clone(data_dir, script, flags):
 
 def test_cloning_learns(script, data_dir, capfd):
     """Its loss falls, and the score gets from random play near the data's."""
-    summary, history = clone(data_dir, script, "--rounds 120 --num-seeds 2 --dataset medium")
+    summary, history = clone(data_dir, script, "--rounds 120 --num-seeds 2 --eval-every 3")
     assert json.loads(capfd.readouterr().out) == summary and summary["method"] == "bc"
-    assert list(history["history_round"]) == [20, 40, 60, 80, 100, 120]
-    loss, start = history["history_actor_loss"], 1.5 if script.kind == "discrete" else 0.5
-    assert loss.shape == history["history_scores"].shape == (6, 2)
-    assert (loss[-1] < loss[0]).all() and (loss[-1] < start).all()
-    untrained, _ = clone(data_dir, script, "--rounds 1 --learning-rate 1e-9 --num-seeds 2 --dataset medium")
+    assert list(history["history_round"]) == list(range(3, 121, 3))
+    loss = history["history_actor_loss"]
+    assert loss.shape == history["history_scores"].shape == (40, 2)
+    assert (loss[-10:].mean(0) < loss[0] - 0.05).all()
+    untrained, _ = clone(data_dir, script, "--rounds 1 --learning-rate 1e-9 --num-seeds 2")
     assert summary["score_mean"] > max(untrained["score_mean"] + 20, 0.75 * summary["data_score"])
     assert Path(untrained["folder"]).name == f"{Path(summary['folder']).name}-2", "a folder of its own"
 
@@ -123,8 +111,9 @@ def test_cloning_refuses_in_one_line(flags, said, data_dir):
 # ------ enjoy and films
 
 
-@pytest.mark.parametrize("env_id", ["simple_spread", "simple_tag"])
-def test_a_finished_run_is_scored_and_filmed(env_id, script, run, capfd):
+def test_a_finished_run_is_scored_and_filmed(script, run, monkeypatch, capfd):
+    monkeypatch.setattr(enjoy, "FILMED", 2)
+    env_id = dict(discrete="simple_spread", continuous="simple_tag")[script.kind]
     summary = run(f"--env-id {env_id} --num-seeds 2 --name one")
     capfd.readouterr()
     again = enjoy.main(["runs/one", "--gif", "team.gif"])
@@ -133,7 +122,7 @@ def test_a_finished_run_is_scored_and_filmed(env_id, script, run, capfd):
     for name in ("scores", "score_mean", "score_std", "data_score", "seeds", "env_id", "dataset", "rounds"):
         assert again[name] == summary[name], name
     with Image.open("team.gif") as gif:
-        assert gif.n_frames == 3 * (make_env(env_id, 1).horizon + 1)
+        assert gif.n_frames == 2 * (make_env(env_id, 1).horizon + 1)
         assert gif.size == (films.SIDE, films.SIDE + films.CAPTION)
     few = enjoy.main(["runs/one/checkpoint.pt", "--episodes", "3"])
     assert few["episodes"] == 3 and few["scores"] != summary["scores"]
@@ -180,9 +169,7 @@ def test_damaged_and_foreign_folders_are_refused(script, run):
     assert "--episodes" in one_line(lambda: enjoy.main(["runs/one", "--episodes", "0"]))
 
 
-@pytest.mark.parametrize(
-    ("env_id", "kind"), itertools.product(["simple_spread", "simple_tag"], ["discrete", "continuous"])
-)
+@pytest.mark.parametrize(("env_id", "kind"), [("simple_spread", "continuous"), ("simple_tag", "discrete")])
 def test_teams_are_filmed_from_the_same_starts(env_id, kind):
     worlds = make_env(env_id, 1, action_kind=kind)
 
@@ -198,21 +185,6 @@ def test_teams_are_filmed_from_the_same_starts(env_id, kind):
         assert same if i % length == 0 else not same  # also of the second episode, whatever was played before
         assert still[i][1].startswith(f"episode {i // length + 1}, step {i % length}, return ")
     assert still[0][1].endswith("return 0") and not still[length - 1][1].endswith("return 0")
-
-
-def test_what_a_film_says_is_the_return_of_the_worlds():
-    """One step of simple_spread, rewards by hand from the observations that the policy gets."""
-    worlds, seen = make_env("simple_spread", 1), []
-    frames = films.film(worlds, lambda obs: seen.append(obs) or torch.zeros(1, 1, NUM, dtype=int), 3, 1)
-    assert len(seen) == worlds.horizon and seen[0].shape == (1, 1, NUM, worlds.obs_dim)
-    assert torch.equal(seen[0][..., :2], torch.zeros(1, 1, NUM, 2)), "at rest at first"
-    env = films.parallel_env("simple_spread")
-    env.reset(seed=3)
-    played = 0.0
-    for step in range(1, worlds.horizon + 1):
-        _, rewards, *_ = env.step(dict.fromkeys(env.agents, 0))
-        played += sum(rewards.values()) / NUM
-        assert frames[step][1] == f"episode 1, step {step}, return {played:.0f}"
 
 
 def test_gif_shows_every_moment_of_every_team(tmp_path):
@@ -266,7 +238,7 @@ def test_three_teams_are_filmed(script, run, monkeypatch, capfd):
 # ------ detectors: what is measured
 
 
-def check_auroc(measure, low, high):
+def check_auroc(measure, low, high=(2.0, 3.0, 0.0)):
     """All pairs: a win counts 1, a tie 1/2."""
     wins = sum((h > x) + (h == x) / 2 for h in high for x in low)
     found = measure(torch.tensor(low), torch.tensor(high))
@@ -277,15 +249,6 @@ def check_auroc(measure, low, high):
 @given(*[st.lists(st.integers(0, 6).map(float), min_size=1, max_size=12)] * 2)
 def test_auroc_is_the_share_of_pairs_won(low, high):
     check_auroc(uncertainty.auroc, low, high)
-
-
-@mutants("auroc is the share of pairs won")
-def test_a_wrong_auroc_is_noticed(mutant):
-    rejects(check_auroc, partial(mutant, uncertainty.auroc), [1.0, 2.0, 2.0, 5.0], [2.0, 3.0, 0.0])
-
-
-def test_auroc_of_nothing_is_no_number():
-    assert math.isnan(uncertainty.auroc(torch.zeros(3), torch.zeros(0)))
 
 
 def check_detection(detect, seed=0):
@@ -312,11 +275,6 @@ def check_detection(detect, seed=0):
 
 def test_columns_say_what_they_are_of():
     check_detection(uncertainty.detection)
-
-
-@mutants("columns say what they are of")
-def test_a_wrong_column_is_noticed(mutant):
-    rejects(check_detection, partial(mutant, uncertainty.detection))
 
 
 # ------ detectors: a model of the behaviour, and neighbours
@@ -348,11 +306,6 @@ def test_surprise_is_that_of_separate_networks():
     check_surprise(uncertainty.surprise)
 
 
-@mutants("surprise is that of separate networks")
-def test_a_wrong_surprise_is_noticed(mutant):
-    rejects(check_surprise, partial(mutant, uncertainty.surprise))
-
-
 def conventions(rows, seed):
     """States of random signs and choices in them: all agents agree, nine times of ten, on 0 or 1 if the first
     sign is -1, else on 2 or 3; with the tenth chance an agent chooses at random."""
@@ -363,12 +316,12 @@ def conventions(rows, seed):
     return state, torch.where(torch.rand((rows, NUM), generator=g) < 0.1, random, agreed[:, None])
 
 
-def check_model(fit):
-    """Cross-entropy on fresh pairs near the entropy, and where agents agree, one that does not is found out."""
-    model = fit(*conventions(8000, 0), 5, generator(0))
-    state, choices = conventions(2000, 1)
+def check_model(fit, seed=0):
+    """Cross-entropy on fresh pairs near the entropy, and one agent that does not agree is found out."""
+    model = fit(*conventions(8000, seed), 5, generator(seed))
+    state, choices = conventions(2000, seed + 1)
     broken = choices.clone()
-    broken[:, 0] = (choices[:, 1] // 2) * 2 + 1 - choices[:, 1] % 2  # the other of the state's two
+    broken[:, 0] = (choices[:, 1] ^ 1).clamp(max=4)  # the other of the state's two
     u = uncertainty.surprise(model, state, torch.stack([choices, broken], dim=1))
     entropy = 0.0
     for joint in itertools.product(range(5), repeat=NUM):
@@ -380,11 +333,6 @@ def check_model(fit):
 
 def test_the_model_of_the_behaviour_knows_who_agrees_with_whom():
     check_model(uncertainty.fit_behaviour)
-
-
-@mutants("the model of the behaviour knows who agrees with whom")
-def test_a_wrong_model_is_noticed(mutant):
-    rejects(check_model, partial(mutant, uncertainty.fit_behaviour))
 
 
 def test_numbers_in_bins():
@@ -414,21 +362,16 @@ def check_distance(measure, seed=0, known=9, batch=4, sizes=3, width=2):
 
 
 @repeatable
-@given(SEEDS, st.integers(2, 40), SMALL, SMALL, SMALL)
-def test_distance_is_to_the_nearest_pair(seed, known, *shape):
-    check_distance(uncertainty.distance, seed, max(known, 4), *shape)
-
-
-@mutants("distance is to the nearest pair")
-def test_a_wrong_distance_is_noticed(mutant):
-    rejects(check_distance, partial(mutant, uncertainty.distance))
+@given(SEEDS, st.integers(4, 20), SMALL, SMALL)
+def test_distance_is_to_the_nearest_pair(seed, known, batch, sizes):
+    check_distance(uncertainty.distance, seed, known, batch, sizes)
 
 
 # ------ detectors: in a run
 
 
 def check_replaced(replace, script):
-    """k = 0 is what was logged; of a'^(k) exactly k agents act as the actor does, who always plays the same."""
+    """k = 0 is what was logged; of a'^(k) at most k agents differ, all as the actor plays."""
     obs, logged = normal(0, 1, 300, NUM, 5).float(), script.actions(1, 1, 300, NUM).float()
     actor = script.module.init_networks([generator(0)], NUM, (5, 8, 8, script.dim))
     actor[5][..., 0] = 50.0
@@ -448,16 +391,6 @@ def test_replacement_is_the_backups(script):
     check_replaced(uncertainty.replaced, script)
 
 
-@mutants("replacement is the backup's")
-def test_another_replacement_is_noticed(mutant, script):
-    rejects(check_replaced, partial(mutant, uncertainty.replaced), script)
-
-
-@pytest.mark.parametrize("states", [False, True])
-def test_fresh_data_are_on_the_runs_scale(script, states):
-    check_fresh(uncertainty.fresh_transitions, script, states)
-
-
 def check_fresh(fresh_transitions, script, states=True):
     """Where both are the same, what a script makes of them; and what moves by a deviation moves by 1."""
     trained = script.dataset(0, states)
@@ -473,9 +406,9 @@ def check_fresh(fresh_transitions, script, states=True):
     close(state, data[4] if states else obs.flatten(1), 1e-4)
 
 
-@mutants("fresh data are on the run's scale")
-def test_another_scale_is_noticed(mutant, script):
-    rejects(check_fresh, partial(mutant, uncertainty.fresh_transitions), script)
+@pytest.mark.parametrize("states", [False, True])
+def test_fresh_data_are_on_the_runs_scale(script, states):
+    check_fresh(uncertainty.fresh_transitions, script, states)
 
 
 def test_detectors_that_ask_the_critics(script):
@@ -545,7 +478,36 @@ def test_what_cannot_be_judged_is_refused(script, run, data_dir):
     assert "no checkpoint" in one_line(lambda: uncertainty.main(["runs/none"]))
 
 
+CHECKS = {  # of the properties in MUTANTS: the check, the right function, and what else the check is given
+    "cloning is by likelihood or by distance": (check_cloning, bc.cloning_loss, SCRIPTS),
+    "auroc is the share of pairs won": (check_auroc, uncertainty.auroc, [[1.0, 2.0, 2.0, 5.0]]),
+    "columns say what they are of": (check_detection, uncertainty.detection, [0]),
+    "surprise is that of separate networks": (check_surprise, uncertainty.surprise, [0]),
+    "the model of the behaviour knows who agrees with whom": (check_model, uncertainty.fit_behaviour, [0]),
+    "distance is to the nearest pair": (check_distance, uncertainty.distance, [0]),
+    "replacement is the backup's": (check_replaced, uncertainty.replaced, SCRIPTS),
+    "fresh data are on the run's scale": (check_fresh, uncertainty.fresh_transitions, SCRIPTS),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake"), [(name, mistake) for name in CHECKS for mistake in MUTANTS[name]]
+)
+def test_mistakes_are_noticed(name, mistake):
+    check, right, cases = CHECKS[name]
+    for case in cases:
+        rejects(check, partial(MUTANTS[name][mistake], right), case)
+
+
 # ------ benchmark
+
+
+@pytest.fixture
+def doubles():
+    """Everything is made in double precision."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def check_steps(script, penalty_agents=1):
@@ -556,25 +518,21 @@ def check_steps(script, penalty_agents=1):
     target, critics, actors = benchmark.steps_of(case)
     for _ in range(2):
         y = target()
-        close(loops.target(), y, 1e-3)
-        close(loops.critics(y), critics(y), 1e-3)
-        close(loops.actors(), actors(), 1e-3)
-    for name in ("critic", "actor"):
-        for s, m in indices(2, 3):
-            mine = torch.cat(
-                [p.detach().flatten() for p in separate_network(getattr(case, name), s, m).parameters()]
-            )
-            theirs = torch.cat([p.detach().flatten() for p in getattr(loops, name)[s][m].parameters()])
-            close(theirs.double(), mine, 5e-3)
+        for mine, theirs in ((y, loops.target()), (critics(y), loops.critics(y)), (actors(), loops.actors())):
+            close(mine, theirs, 1e-7)
+    for name, s, m in itertools.product(("critic", "actor"), range(2), range(3)):
+        mine = separate_network(getattr(case, name), s, m).parameters()
+        for p, q in zip(mine, getattr(loops, name)[s][m].parameters(), strict=True):
+            close(p.detach(), q.detach(), 1e-7)
 
 
 @pytest.mark.parametrize("penalty_agents", [1, NUM])
-def test_steps_are_those_of_plain_loops(script, penalty_agents):
+def test_steps_are_those_of_plain_loops(doubles, script, penalty_agents):
     check_steps(script, penalty_agents)
 
 
 @pytest.mark.parametrize("name", MUTANTS["steps are those of plain loops"])
-def test_a_step_that_differs_is_noticed(name, script, monkeypatch):
+def test_a_step_that_differs_is_noticed(doubles, name, script, monkeypatch):
     mutant = MUTANTS["steps are those of plain loops"][name]
     monkeypatch.setattr(script.module, name, partial(mutant, getattr(script.module, name)))
     rejects(check_steps, script)
@@ -584,7 +542,7 @@ def test_operations_are_counted():
     """A product of 3 x 4 by 4 x 5, and a sum; a view is none."""
     x, y = torch.ones(3, 4), torch.ones(4, 5)
     ms, gflop, calls = benchmark.measure(lambda: (x @ y).view(15).sum(), repetitions=3)
-    assert gflop * 1e9 == 2 * 3 * 4 * 5 and calls == 2 and ms > 0
+    assert round(gflop * 1e9) == 2 * 3 * 4 * 5 and calls == 2 and ms > 0
 
 
 def test_the_report_has_every_row(monkeypatch):
