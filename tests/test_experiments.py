@@ -661,7 +661,7 @@ def test_tables_say_what_is_known(quickly):
         "simple_spread | random (0.0) | 2400 | 99.0 (n = 1) | | *",
         "simple_world | random (-0.1) | 400 | 21.0 (n = 2) | | **30.0** [29.* | | | | | spacql *",
         "2 datasets | all | | 32.1 [*], 28.8 (n = 3 to 5) | *",
-        "SPaCQL is best on * | **does not hold**: on 0 of 6 datasets, on 1 not | **cannot be told**: on 0 of 8*",
+        "SPaCQL is best on * | **does not hold**: on 0 of 6 datasets, on 1 not | **cannot be told**: *",
         "simple_spread | random | 40.0 [*], 40.0 | 46.0 [*], 46.0 | **60.0** [*",
     ):
         pattern = re.escape(line).replace(r"\*\*", "[*]{2}").replace(r"\*", ".*")
