@@ -167,8 +167,9 @@ def planned_cells(quick: bool = False) -> list[Cell]:
     cells = {}
     for block in BLOCKS:
         env_id, (first, *_, last) = block.env_ids[0], block.datasets * 2
-        for cell in cells_of(replace(block, env_ids=(env_id,), methods=block.methods[:2])):
-            if cell.dataset == first or (cell.dataset, cell.method) == (last, block.methods[0]):
+        methods = (block.methods[0], block.methods[-1])
+        for cell in cells_of(replace(block, env_ids=(env_id,), methods=methods)):
+            if cell.dataset == first or (cell.dataset, cell.method) == (last, methods[0]):
                 small = replace(cell, **QUICK, flags=f"{cell.flags} {QUICK_FLAGS}".strip())
                 cells.setdefault(small.name, small)
     return list(cells.values())
