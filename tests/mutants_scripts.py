@@ -235,7 +235,10 @@ MUTANTS = {
 
 ROUND = {
     "target": {
-        "u of the targets": ("uncertainty(critic_values(critic,", "uncertainty(critic_values(target_critic,"),
+        "u of the targets": (
+            "values(critic, next_state, replaced))",
+            "values(target_critic, next_state, replaced))",
+        ),
         "present actions": ("partial_replacement(next_actions", "partial_replacement(actions"),
         "policies at s": ("sample_policy(target_actor, next_obs", "sample_policy(target_actor, obs"),
         "it has a gradient": (
@@ -245,8 +248,8 @@ ROUND = {
     },
     "critics": {
         "values of the next state": (
-            "q = critic_values(critic, state",
-            "q = critic_values(critic, next_state",
+            "values(critic, state, joint)  # [S, E",
+            "values(critic, next_state, joint)  # [S, E",
         ),
         "not clipped": ("clip_gradients(critic)\n", "pass\n"),
         "equal weights": ("replacement_weights(u)\n", "replacement_weights(0 * u)\n"),

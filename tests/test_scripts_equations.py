@@ -456,6 +456,19 @@ def critics_are_separate_networks(script, values, seed, num_seeds, members, batc
     close(joint.grad, alone.grad)
 
 
+def test_critics_that_do_not_see_the_mean_action():
+    """They are the critics of actions minus their mean over the batch, of each seed and row by itself."""
+    script = SCRIPTS[1]
+    critic = double_networks(script, 0, 2, 3, (4 + 2 * script.dim, 7, 6, 1))
+    state, joint = normal(1, 2, 5, 4), script.actions(2, 2, 5, 3, 2)
+    centred = joint.clone()
+    for s, r in indices(2, 3):
+        centred[s, :, r] -= sum(joint[s, b, r] for b in range(5)) / 5
+    with patch.object(script.module, "CACHE_NUMBERS", 50):
+        q = script.module.critic_values(critic, state, joint, centred=True)
+    close(q, script.module.critic_values(critic, state, centred))
+
+
 @check_of("actor_outputs", SEEDS, SMALL, SMALL, SMALL)
 def actors_are_separate_networks(script, act, seed, num_seeds, batch, num):
     """Outputs and their gradient, of every agent by itself on its own observation."""

@@ -2,7 +2,6 @@
 damaged and foreign checkpoints, other settings for a run that goes on. And help, W&B, full disks.
 """
 
-import os
 import pickle
 import shutil
 import subprocess
@@ -372,18 +371,17 @@ def test_a_full_disk_is_told_in_one_line(size, script, data_dir, run, monkeypatc
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(script, run, monkeypatch):
-    """The third checkpoint breaks off half-written; the second is still there, and the run goes on from it."""
-    save, calls = torch.save, []
+    """The third checkpoint breaks off half-written; the second is still there: the run goes on from it."""
+    write, calls = Path.write_bytes, []
 
-    def breaking(contents, path):
+    def breaking(path, content):
         calls.append(path)
-        save(contents, path)
+        write(path, content if len(calls) < 3 else content[:1000])
         if len(calls) == 3:
-            os.truncate(path, Path(path).stat().st_size // 2)
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", breaking)
+        patch.setattr(Path, "write_bytes", breaking)
         with pytest.raises(InputError, match=r"cannot write runs.*checkpoint\.pt: No space left on device"):
             run("--rounds 8 --name full")
     assert load("runs/full")["round"] == 4 and not list(Path("runs").rglob("*.partial*"))

@@ -54,8 +54,9 @@ def separate(params, s):
     return [separate_network(params, s, m) for m in range(params[0].shape[1])]
 
 
-def values(networks, states, joint):
-    """Q [networks, rows] of joint actions [rows, N, A]."""
+def values(networks, states, joint, centred):
+    """Q [networks, rows] of joint actions [rows, N, A], or of these minus their mean."""
+    joint = joint - joint.mean(0) if centred else joint
     return torch.stack([network(torch.cat([states, joint.flatten(1)], 1))[:, 0] for network in networks])
 
 
@@ -66,6 +67,7 @@ def same(actual, expected):
 def reference(script, args, dataset, saved, spy, s):
     """The critics and the actors of seed s, with the gradients that the round must have."""
     module, doubles = script.module, lambda x: x[s].double()
+    centred = script.kind == "continuous" and args["env_id"] == "simple_spread"
     data, _ = module.prepare(dataset, torch.device("cpu"))
     index = spy.index()[s]
     assert index.shape == (16,) and 0 <= index.min() and index.max() < len(data[0])
@@ -87,8 +89,8 @@ def reference(script, args, dataset, saved, spy, s):
             for b in range(batch):
                 chosen = order[s, b, j].argsort()[:k]
                 joint[b, chosen] = sampled[s, b, j, chosen].double()
-            lowest.append(values(targets, s2, joint).amin(0))
-            weights.append(1 / values(critics, s2, joint).std(0, correction=0))
+            lowest.append(values(targets, s2, joint, centred).amin(0))
+            weights.append(1 / values(critics, s2, joint, centred).std(0, correction=0))
         if args["backup"] != "spacql":
             weights = [torch.ones(batch).double()] * len(sizes)
         y = reward + args["gamma"] * sum(w * q for w, q in zip(weights, lowest, strict=True)) / sum(weights)
@@ -99,11 +101,11 @@ def reference(script, args, dataset, saved, spy, s):
         places = (o1, o2) if args["env_id"] == "HalfCheetah-2x3" else ()
         for policy, obs in zip(policies[0], places, strict=True):
             same(policy[s], torch.stack([actors[i](obs[:, i]).tanh() for i in range(num)], dim=1))
-    q, penalty = values(critics, s1, a1), 0.0
+    q, penalty = values(critics, s1, a1, centred), 0.0
     some, count = log_weights.shape[2:]
     assert some == (args["penalty_agents"] if args["penalty"] == "cfcql" else 1)
     for m in range(some):
-        rows = [values(critics, s1, doubles(candidates)[:, m, c]) for c in range(count)]
+        rows = [values(critics, s1, doubles(candidates)[:, m, c], centred) for c in range(count)]
         weighted = torch.stack(rows, -1) + doubles(log_weights)[:, m]  # [E, B, C]
         penalty = penalty + weighted.exp().sum(-1).log() / some - q
         penalty = penalty + q if m else penalty
@@ -127,14 +129,15 @@ def reference(script, args, dataset, saved, spy, s):
         if script.kind == "discrete":
             log_pi = outputs.log_softmax(-1)
             each = [
-                values(critics_then, s1, among(a.expand(batch, -1))).mean(0) for a in torch.eye(5).double()
+                values(critics_then, s1, among(a.expand(batch, -1)), centred).mean(0)
+                for a in torch.eye(5).double()
             ]
             value = (log_pi.exp() * torch.stack(each, -1).detach()).sum(-1)
             entropy, imitation = -(log_pi.exp() * log_pi).sum(-1), (log_pi * a1[:, i]).sum(-1)
             loss = -(value + args["entropy_coef"] * entropy + clone_weight * imitation).mean()
         else:
             action = outputs.tanh()
-            value = values(critics_then, s1, among(action)).mean(0).mean()
+            value = values(critics_then, s1, among(action), centred).mean(0).mean()
             small = module.ACTION_L2 * action.square().mean() + args["output_l2"] * outputs.square().mean()
             loss = small + clone_weight * (action - a1[:, i]).square().mean() - value
         loss.backward()

@@ -36,8 +36,8 @@ from utils.errors import InputError
 
 pytestmark = [pytest.mark.usefixtures("elsewhere"), pytest.mark.filterwarnings("error")]
 KEYS = (
-    "folder env_id dataset backup penalty actor_others clone_weight num_critics learning_rate cql_alpha rounds"
-    " seeds scores score_mean score_std best_mean data_score k_eff weights eval_seconds wall_s device"
+    "folder env_id dataset backup penalty actor_others clone_weight num_critics learning_rate cql_alpha"
+    " rounds seeds scores score_mean score_std best_mean data_score k_eff weights eval_seconds wall_s device"
 ).split()
 NAME = "simple_spread__medium__spacql-cfcql-3critics__seed0x"  # followed by the number of seeds
 WEIGHTS = {"icql-qs": ([1], 1), "joint": ([0, 0, 1], 3), "uniform": ([1 / 3] * 3, 2)}  # and k_eff, by backup
@@ -354,7 +354,7 @@ def test_five_agents_and_short_episodes_are_trained_on(script, run):
 @pytest.mark.parametrize("flags", ["", "--penalty macql --actor-others policy", "own world"])
 def test_seeds_trained_together_are_seeds_trained_alone(flags, script, run):
     """To rounding: stacked products may be summed in another order, which Adam's first steps pass on at full
-    size where a gradient is near 0. Measured: at most 1e-6; the networks of two seeds differ by more than 0.1."""
+    size where a gradient is near 0. Measured: at most 1e-6; networks of two seeds differ by over 0.1."""
     flags = f"--env-id {script.world} {script.world_flags}" if flags == "own world" else flags
     together = run(f"{flags} --seed 3 --num-seeds 3")
     stacked = load(together["folder"])
@@ -429,20 +429,16 @@ def stopped(child, folder, how):
 
 
 def test_a_killed_run_resumes_bit_by_bit(data_dir):
-    """Killed, resumed, interrupted and resumed again, it ends as if nothing had been."""
+    """Killed or interrupted, and then dying once more, it ends as if nothing had been."""
+    flags = f"--data-dir {data_dir} --rounds 100000 --name".split()
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    flags = lambda script: [*script.small, "--data-dir", str(data_dir), "--rounds", "100000"]  # noqa: E731
-    children = [process(script, *flags(script), "--name", script.kind, **pipes) for script in SCRIPTS]
-    first = [
-        stopped(child, Path("runs", str(s)), signal.SIGKILL)[0]
-        for s, child in zip(SCRIPTS, children, strict=True)
-    ]
-    children = [process(script, "--resume", f"runs/{script}", **pipes) for script in SCRIPTS]
-    for script, child, before in zip(SCRIPTS, children, first, strict=True):
+    children = [process(script, *script.small, *flags, str(script), **pipes) for script in SCRIPTS]
+    for script, child, how in zip(SCRIPTS, children, (signal.SIGKILL, signal.SIGINT), strict=True):
         folder = Path("runs", str(script))
-        rounds, told = stopped(child, folder, signal.SIGINT)
-        assert told.splitlines()[-1] == f"{script.name}: interrupted" and "Traceback" not in told
-        assert rounds > before >= 2 and not list(folder.glob("*.partial*"))
+        rounds, told = stopped(child, folder, how)
+        if how == signal.SIGINT:
+            assert told.splitlines()[-1] == f"{script.name}: interrupted" and "Traceback" not in told
+            assert not list(folder.glob("*.partial*"))
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
             die_at(patch, runs, "save_checkpoint", 2, after=True)
             script.module.main(["--resume", str(folder)])
@@ -468,9 +464,9 @@ LEARN = (
     "--dataset medium --dataset-size 50000 --num-critics 3 --batch-size 64 --hidden 32 --learning-rate 0.01"
     " --cql-alpha 5 --rounds 160 --eval-every 160 --eval-episodes 40 --num-seeds 2"
 )
-# Measured over four seeds: 72 to 82, and 99 to 109. With a target of noise the actors clone the data, whose
-# score is 41 and 45: 46 to 60, and 66 to 71.
-BARS = {"discrete": 66, "continuous": 85}
+# Measured over four seeds: 72 to 82, and 105 to 114. With a target of noise the actors clone the data, whose
+# score is 41 and 45: 46 to 60, and 71 to 83.
+BARS = {"discrete": 66, "continuous": 94}
 
 
 @pytest.fixture
