@@ -263,7 +263,7 @@ class Script:
 
 
 SCRIPTS = (
-    Script(spacql, "discrete", 5, "entropy_coef", "two_doors", "--dataset random"),
+    Script(spacql, "discrete", 5, "entropy_coef", "two_doors", "--dataset mix:share=0.5,noise=0.1"),
     Script(spacql_continuous, "continuous", 2, "output_l2", "HalfCheetah-2x3", "--eval-episodes 2"),
 )
 

@@ -323,10 +323,6 @@ def test_samples_stay_actions_where_probabilities_vanish():
     assert (drawn.sum(-1) == 1).all() and (drawn == greedy).float().mean() > 0.99
 
 
-def test_one_hot_marks_the_action():
-    assert SCRIPTS[0].module.one_hot(torch.tensor([[0, 4]])).tolist() == [[[1, 0, 0, 0, 0], [0, 0, 0, 0, 1]]]
-
-
 # ------ what the penalty holds against the data
 
 

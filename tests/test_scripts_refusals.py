@@ -87,14 +87,7 @@ BAD_FLAGS |= {f"--{flag} 0": f"--{flag} must be at least 1, not 0" for flag in L
 RATES = "learning-rate gamma cql-alpha clone-weight".split()
 BAD_FLAGS |= {f"--{flag} -0.1": f"--{flag} -0.1 is out of range" for flag in RATES}
 BAD_FLAGS |= {f"--{flag} nan": f"--{flag} must be a finite number, not nan" for flag in RATES}
-BAD_FLAGS |= {
-    f"--{flag} {value}": f"--{flag} {float(value)} is out of range"
-    for flag, value in (
-        ("gamma", "1.5"),
-        ("gamma", "0"),
-        ("learning-rate", "0"),
-    )
-}
+BAD_FLAGS |= {"--gamma 1.5": "--gamma 1.5 is out of range", "--gamma 0": "--gamma 0.0 is out of range"}
 OF_KIND = {
     "discrete": {
         "--entropy-coef -1": "--entropy-coef -1.0 is out of range",
@@ -171,7 +164,6 @@ BAD_CHECKPOINTS = {
     "a torch file that executes code": lambda saved: torch.save(Trap("executed"), "bad.pt"),
     "an entry that executes code": changed(facts=Trap("executed")),
     "a foreign dict": lambda saved: torch.save({"model": torch.zeros(3), "epoch": 2}, "bad.pt"),
-    "a list": lambda saved: torch.save([1, 2, 3], "bad.pt"),
     "a tensor": lambda saved: torch.save(torch.zeros(3), "bad.pt"),
     "a missing entry": changed(actor_adam=None),
     "arguments that are a text": changed(args="[1, 2]"),

@@ -175,13 +175,6 @@ def test_every_task_runs(script, run):
             assert (unit["random_score"], unit["expert_score"]) == PUBLISHED_SCORES[env_id]
 
 
-def test_mixes_run(run, script):
-    if script.kind == "discrete":
-        assert np.isfinite(
-            run("--env-id two_doors --dataset mix:share=0.5,noise=0.1 --rounds 1")["score_mean"]
-        )
-
-
 @pytest.mark.parametrize("penalty", ["cfcql", "macql"])
 @pytest.mark.parametrize("backup", ["spacql", *WEIGHTS])
 def test_every_backup_and_penalty_runs(backup, penalty, run):
