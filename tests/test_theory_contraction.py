@@ -111,8 +111,8 @@ def own_step(rewards, chances, values):
     """One backup of two states' values in plain Python, by members with models of their own, g = 0.9."""
     found = []
     for s in (0, 1):
-        ahead = lambda j, k: (1 - chances[j][s][k]) * values[0] + chances[j][s][k] * values[1]  # noqa: B023, E731
-        found.append(target([[rewards[j][s][k] + 0.9 * ahead(j, k) for k in (0, 1)] for j in (0, 1)]))
+        ahead = [[(1 - p) * values[0] + p * values[1] for p in member[s]] for member in chances]
+        found.append(target([[rewards[j][s][k] + 0.9 * ahead[j][k] for k in (0, 1)] for j in (0, 1)]))
     return found
 
 
