@@ -142,10 +142,12 @@ def test_help_explains_every_flag_at_any_width(columns, capsys, monkeypatch):
     )
 
 
-def test_parse_reads_flags_and_defaults():
+def test_parse_reads_flags_and_defaults(monkeypatch):
     args = parse(Args, ["--env-id", "simple_tag", "--gamma", "0.5"])
     assert args == Args(env_id="simple_tag", gamma=0.5)
     assert parse(Args, ["--seed", "3"], default=args) == Args(env_id="simple_tag", gamma=0.5, seed=3)
+    monkeypatch.setattr("tyro.cli", lambda *args, **kwargs: sys.exit(2))  # whatever tyro may do one day
+    assert one_line(lambda: parse(Args, [])) == "the command line is wrong; try --help"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from common import generator, repeatable
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mutants_data import WORLDS, WORLDS_PLAYED
 from scipy.stats import kstest
@@ -179,33 +179,23 @@ def play(env_id, kind, num_agents, seed, crowding=1.0, speed=0.5, make=Worlds, f
 @pytest.mark.parametrize(("env_id", "num_agents"), TASKS_AND_CROWDS)
 def test_every_step_matches_the_reference(env_id, num_agents, kind):
     """Each step of 25-step episodes agrees in all that agents see and earn; all events happen on the way."""
-    events = []
-
-    @settings(
-        max_examples={3: 5, 5: 2, 10: 1}[num_agents],
-        deadline=None,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
-    @given(seed=st.integers(0, 2**32 - 1), crowding=st.floats(0.4, 1.3), speed=st.floats(0.0, 2.0))
-    @example(seed=0, crowding=0.7, speed=0.5)  # these four visit every event, whatever else is drawn
-    @example(seed=1, crowding=0.8, speed=0.5)
-    @example(seed=2, crowding=0.9, speed=0.5)
-    @example(seed=5, crowding=0.9, speed=0.5)
-    def steps_match(seed, crowding, speed):
-        differences, visited = play(env_id, kind, num_agents, seed, crowding, speed)
-        events.append(visited)
+    visited, rng = [], np.random.default_rng(1)
+    plays = [(0, 0.7, 0.5), (1, 0.8, 0.5), (2, 0.9, 0.5), (5, 0.9, 0.5)]  # these visit every event
+    plays += [(seed, rng.uniform(0.4, 1.3), rng.uniform(0, 2)) for seed in range(10, 15)]
+    for seed, crowding, speed in plays if num_agents == 3 else plays[-3:]:
+        differences, events = play(env_id, kind, num_agents, seed, crowding, speed)
+        visited.append(events)
         assert all(difference < STEP_TOLERANCE for difference in differences.values()), differences
-
-    steps_match()
-    assert [name for name in events[0] if not any(visited[name] for visited in events)] == []
+    assert [name for name in visited[0] if not any(events[name] for events in visited)] == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("env_id", "num_agents"), TASKS_AND_CROWDS)
 def test_whole_episodes_match_the_reference(env_id, num_agents, kind):
     """Episodes left to themselves for 25 steps agree, and visit every event too."""
-    played = [play(env_id, kind, num_agents, seed, free=True) for seed in range(6 if num_agents == 3 else 2)]
+    played = [
+        play(env_id, kind, num_agents, seed, free=True) for seed in range({3: 6, 5: 2, 10: 1}[num_agents])
+    ]
     assert all(max(differences.values()) < EPISODE_TOLERANCE for differences, _ in played)
     assert [name for name in played[0][1] if not any(visited[name] for _, visited in played)] == []
 
@@ -344,7 +334,8 @@ def test_float32_stays_near_float64(env_id, num_agents, kind):
 
 def assert_uniform(values, half_width):
     """Values are uniform in [-half_width, half_width], up to chance."""
-    assert kstest(np.ravel(values) / half_width, "uniform", args=(-1, 2)).pvalue > 1e-4
+    values = np.ravel(np.asarray(values))
+    assert kstest(values / half_width, "uniform", args=(-1, 2)).pvalue > 1e-4
     assert np.abs(values).max() <= half_width
 
 
