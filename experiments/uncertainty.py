@@ -26,6 +26,7 @@ of its forces, in bins), V values of a choice, P logged pairs.
 import itertools
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -157,17 +158,16 @@ def replaced(script, actor, obs, logged, generator):
 
 
 @torch.no_grad()
-def judge(script, critic, actor, transitions, measures, count, generator):
-    """The rows of one seed of a run, on `count` of the transitions. measures: detectors that do not ask the
-    critics, functions of states [B, D] and joint actions [B, 1 + N, N, A]."""
+def judge(script, q_values, critic, actor, transitions, measures, count, generator):
+    """The rows of one seed of a run, on `count` of the transitions. q_values: the run's critic_values.
+    measures: detectors that do not ask the critics, functions of states [B, D] and joint actions [B, 1 + N,
+    N, A]."""
     index = torch.randint(len(transitions[0]), (1, count), generator=generator)
     state, obs, logged = (x[index] for x in transitions)
     joints, found = replaced(script, actor, obs, logged, generator), []
     changed = (joints[0] != logged.unsqueeze(2)).flatten(3).any(-1)[0]  # [B, 1 + N]
     for joint in joints:
-        q = script.critic_values([p.double() for p in critic], state.double(), joint.double())[
-            0
-        ]  # [E, B, 1 + N]
+        (q,) = q_values([p.double() for p in critic], state.double(), joint.double())  # [E, B, 1 + N]
         u = dict(std=q.std(0, correction=0), range=q.amax(0) - q.amin(0))
         u |= dict(relative=(q - q[..., :1]).std(0, correction=0))
         found.append(u | {name: measure(state[0], joint[0]) for name, measure in measures.items()})
@@ -208,13 +208,16 @@ def main(argv=None):
         trained = load_dataset(env_id, dataset, settings.dataset_size, seed, args.data_dir, kind)
         fresh = load_dataset(env_id, dataset, args.transitions, seed + FRESH_SEED, args.data_dir, kind)
         transitions, measures = fresh_transitions(script, trained, fresh), measures_of(script, trained, kind)
+        q_values = script.critic_values
+        if env_id in getattr(script, "CENTRED", ()):
+            q_values = partial(q_values, centred=True)
         head = dict(run=folder.name, script=script.SCRIPT, env_id=env_id, dataset=dataset)
         head |= dict(backup=settings.backup, rounds=saved["round"])
         rows = []
         for s, seed in enumerate(range(settings.seed, settings.seed + settings.num_seeds)):
             critic, actor = ([p[s : s + 1] for p in saved[name]] for name in ("critic", "target_actor"))
             generator = torch.Generator().manual_seed(seed)
-            found = judge(script, critic, actor, transitions, measures, args.states, generator)
+            found = judge(script, q_values, critic, actor, transitions, measures, args.states, generator)
             rows += [head | dict(seed=seed) | row for row in found]
         others = table[table["run"] != folder.name] if len(table) else table
         table = pd.concat([others, pd.DataFrame(rows)]).fillna("")

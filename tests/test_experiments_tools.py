@@ -424,7 +424,9 @@ def test_detectors_that_ask_the_critics(script):
         seen[len(seen)] = state, joint
         return joint.flatten(2).sum(-1)
 
-    found = uncertainty.judge(module, critic, actor, rows, dict(mine=remember), count, generator(5))
+    found = uncertainty.judge(
+        module, module.critic_values, critic, actor, rows, dict(mine=remember), count, generator(5)
+    )
     (state, joint), (_, uniform) = seen.values()
     u = {}
     for name, actions in (("actors", joint), ("uniform", uniform)):
