@@ -85,9 +85,11 @@ def main(argv=None):
     worlds = partial(make_env, args.env_id, num_agents=num_agents, device=device, action_kind=kind, prey=prey)
     env = worlds(args.num_seeds * args.eval_episodes)
     name = f"{args.env_id}__{Path(args.dataset).stem}__bc-{kind}__seed{args.seed}x{args.num_seeds}"
-    name = args.name or re.sub(r"[^\w.=-]+", "-", name)
-    folder = runs.claim_folder(replace(settings, name=name))
+    settings = replace(settings, name=args.name or re.sub(r"[^\w.=-]+", "-", name))
+    folder = runs.claim_folder(settings)
     say(f"{folder}: {describe(dataset)}")
+    with atomic(folder / "args.json") as partial_path:
+        partial_path.write_text(json.dumps(asdict(args), indent=2))
     history, start = [], time.time()
     for round_number in tqdm(range(1, args.rounds + 1), file=sys.stderr, unit="round"):
         index = script.per_seed(torch.randint, generators, len(obs), (args.batch_size,))  # [S, B]
@@ -103,9 +105,14 @@ def main(argv=None):
             point |= dict(actor_loss=loss.mean(1).tolist(), seconds=round(time.time() - start, 2))
             history.append(point)
 
+    columns = {name: [point[name] for point in history] for name in history[0]}
+    networks = dict(critic=[], target_critic=[], actor=actor, target_actor=actor)
+    rest = dict(script=script.SCRIPT, args=asdict(settings), round=args.rounds, scale=scale, history=columns)
+    optimizers = dict(critic_adam=adam, actor_adam=adam)  # there are no critics; enjoy plays the actors
+    runs.save_checkpoint(folder, networks, optimizers, generators, rest | dict(facts=dataset.facts))
     env = worlds(script.FINAL_FACTOR * args.num_seeds * args.eval_episodes)
     returns = script.evaluate(policy, env, args.num_seeds, script.EVAL_SEED + 1)  # [S, episodes]
-    curves = {f"history_{name}": np.array([point[name] for point in history]) for name in history[0]}
+    curves = {f"history_{name}": np.array(values) for name, values in columns.items()}
     summary = dict(folder=str(folder), method="bc", learning_rate=args.learning_rate)
     summary |= score_summary(args, returns, dataset.facts)
     summary |= dict(best_mean=round(float(curves["history_scores"].max(0).mean()), 2))

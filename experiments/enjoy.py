@@ -3,9 +3,9 @@
     python -m experiments.enjoy runs/NAME                   # its scores again, as one line of JSON
     python -m experiments.enjoy runs/NAME --gif team.gif    # and a film of its first seed
 
-Takes run folders of spacql.py and spacql_continuous.py. By default the episodes are those behind the run's
-own reported scores, so that these come out again. Films are of the particle worlds, whose pictures number
-the agents.
+Takes run folders of spacql.py, spacql_continuous.py and experiments.bc. By default the episodes are those
+behind the run's own reported scores, so that these come out again. Films are of the particle worlds, whose
+pictures number the agents.
 """
 
 import json

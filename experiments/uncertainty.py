@@ -200,8 +200,8 @@ def main(argv=None):
     for folder in tqdm(args.folders, unit="run", file=sys.stderr):
         script, settings, saved, worlds = load_team(folder)
         env_id, dataset, seed = settings.env_id, settings.dataset, settings.data_seed
-        if settings.num_critics == 1:
-            raise InputError(f"{folder}: a single critic has no spread")
+        if settings.num_critics == 1 or not saved["critic"]:
+            raise InputError(f"{folder}: without several critics there is no spread")
         if simulated_name(env_id, dataset) is None:
             raise InputError(f"no fresh data like {dataset}: only datasets with a name can be simulated anew")
         kind = worlds(1).action_kind

@@ -85,6 +85,10 @@ def test_cloning_learns(script, data_dir, capfd):
     untrained, _ = clone(data_dir, script, "--rounds 1 --learning-rate 1e-9 --num-seeds 2")
     assert summary["score_mean"] > max(untrained["score_mean"] + 20, 0.75 * summary["data_score"])
     assert Path(untrained["folder"]).name == f"{Path(summary['folder']).name}-2", "a folder of its own"
+    assert enjoy.main([summary["folder"]])["scores"] == summary["scores"], "its checkpoint has the same teams"
+    assert "several critics" in one_line(lambda: uncertainty.main([summary["folder"]]))
+    said = one_line(lambda: script.module.main(["--resume", summary["folder"], "--rounds", "500"]))
+    assert "checkpoint's critic does not fit" in said
 
 
 def test_cloned_seeds_together_are_seeds_alone(script, data_dir):
@@ -471,7 +475,7 @@ def test_runs_are_judged_and_judged_anew(script, run, data_dir, monkeypatch):
 
 def test_what_cannot_be_judged_is_refused(script, run, data_dir):
     run("--num-critics 1 --rounds 1 --name single")
-    assert "a single critic has no spread" in one_line(lambda: uncertainty.main(["runs/single"]))
+    assert "without several critics there is no spread" in one_line(lambda: uncertainty.main(["runs/single"]))
     load_dataset("simple_spread", "medium", 2500, 0, data_dir, script.kind)
     (path,) = data_dir.glob(f"simple_spread-{script.kind}-medium-2500-seed0-*.h5")
     Path("mine.h5").write_bytes(path.read_bytes())
