@@ -20,11 +20,11 @@ of each, R joint actions per state. Networks are stacked tensors.
 Deviations, and readings of our own:
   * the log-integral in (5) is a log-mean over C uniform actions of an agent, on HalfCheetah also C around
     the policy at s and C around that at s', over their density before clipping (CFCQL's);
-  * deterministic actors, kept from saturating by L2 on their outputs before the tanh (--output-l2);
+  * deterministic actors, kept from saturating by L2 on their outputs (--output-l2);
   * lambda_i = 1/N; that mean is estimated from one random agent a transition (--penalty-agents);
   * one reward, the agents' mean, centred over the data: nothing is terminal, so Q only shifts;
   * actors ascend the critics' mean, once a round, on its last batch;
-  * inputs are standardised once, by the data, not by batch-norm at every call;
+  * inputs are standardised once, not batch-normalised at every call, but see CENTRED;
   * the last step of an episode has no logged next action and is not sampled.
 """
 

@@ -63,8 +63,7 @@ INTRODUCTION = f"""# Results
 Written by `python -m experiments.run --report` from [csv/runs.csv](csv/runs.csv), which has every run's
 command, seed, commit and machine. Scores are last scores, not best ones: greedy actors after the last round
 (1000 episodes a seed, HalfCheetah 20); 0 is random play and 100 the expert. Rows of commits before the tag
-`before-redesign` were made with the scripts as they were there: with forces on spread these centred the
-critics' action inputs.
+`before-redesign` were made with the scripts as they were there.
 
 A score is the interquartile mean over seeds (of five seeds the mean of the middle three), in brackets its
 95% bootstrap interval (rliable's method), then the plain mean. n is the number of seeds where it is not 5;
