@@ -35,6 +35,13 @@ def replaced_part(place, change):
     return mutant
 
 
+def asking(change):
+    """The critics are asked something else: change(critic, state, joint) -> the same."""
+    return lambda right, script, q_values, *rest: right(
+        script, lambda *asked: q_values(*change(*asked)), *rest
+    )
+
+
 MUTANTS = {
     "auroc is the share of pairs won": {
         "ties lose": ties(0.0),
@@ -76,6 +83,15 @@ MUTANTS = {
         "one size more": replaced_part(0, lambda joint: joint.roll(-1, 2)),
         "uniform as the actors'": lambda right, *args: [right(*args)[0]] * 2,
         "uniform never changes": replaced_part(1, lambda joint: joint[:, :, :1].expand_as(joint)),
+    },
+    "detectors ask the critics": {
+        "fewer members": asking(lambda critic, state, joint: ([p[:, 1:] for p in critic], state, joint)),
+        "another state": asking(lambda critic, state, joint: (critic, state.roll(1, 1), joint)),
+        "another size": asking(lambda critic, state, joint: (critic, state, joint.roll(1, 2))),
+        "range as deviation": lambda right, *args: [
+            row | dict(detector={"std": "range", "range": "std"}.get(row["detector"], row["detector"]))
+            for row in right(*args)
+        ],
     },
     "fresh data are on the run's scale": {
         "on their own": lambda right, script, trained, fresh: right(script, fresh, fresh),

@@ -415,7 +415,7 @@ def test_fresh_data_are_on_the_runs_scale(script, states):
     check_fresh(uncertainty.fresh_transitions, script, states)
 
 
-def test_detectors_that_ask_the_critics(script):
+def check_judge(judge, script):
     """By loops over separate critics, on the joint actions of the run."""
     module, num, count = script.module, 2, 12
     critic = double_networks(script, 0, 1, 4, (STATE + num * script.dim, 6, 5, 1))
@@ -428,13 +428,12 @@ def test_detectors_that_ask_the_critics(script):
         seen[len(seen)] = state, joint
         return joint.flatten(2).sum(-1)
 
-    found = uncertainty.judge(
-        module, module.critic_values, critic, actor, rows, dict(mine=remember), count, generator(5)
-    )
+    asked = module.critic_values, critic, actor, rows, dict(mine=remember), count, generator(5)
+    found = judge(module, *asked)
     (state, joint), (_, uniform) = seen.values()
     u = {}
     for name, actions in (("actors", joint), ("uniform", uniform)):
-        values = torch.zeros(4, count, num + 1)
+        values = torch.zeros(4, count, num + 1).double()
         for e, b, k in indices(4, count, num + 1):
             inputs = torch.cat([state[b].double(), actions[b, k].flatten().double()])
             values[e, b, k] = separate_network(critic, 0, e)(inputs).detach()
@@ -449,8 +448,12 @@ def test_detectors_that_ask_the_critics(script):
             if name == "relative" and key in uncertainty.AGAINST_LOGGED:
                 assert row[key] == ""
             else:
-                assert row[key] == pytest.approx(value, abs=0.02, nan_ok=True), (name, k, key)
+                assert row[key] == pytest.approx(value, abs=1e-5, nan_ok=True), (name, k, key)
     assert [row["detector"] for row in found[3 * num :]] == ["mine"] * num
+
+
+def test_detectors_ask_the_critics(script):
+    check_judge(uncertainty.judge, script)
 
 
 def test_runs_are_judged_and_judged_anew(script, run, data_dir, monkeypatch):
@@ -492,6 +495,7 @@ CHECKS = {  # of the properties in MUTANTS: the check, the right function, and w
     "the model of the behaviour knows who agrees with whom": (check_model, uncertainty.fit_behaviour, [0]),
     "distance is to the nearest pair": (check_distance, uncertainty.distance, [0]),
     "replacement is the backup's": (check_replaced, uncertainty.replaced, SCRIPTS),
+    "detectors ask the critics": (check_judge, uncertainty.judge, SCRIPTS),
     "fresh data are on the run's scale": (check_fresh, uncertainty.fresh_transitions, SCRIPTS),
 }
 
