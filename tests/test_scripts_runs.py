@@ -385,18 +385,18 @@ def test_a_folder_is_claimed_by_one_run_alone():
     assert {path.name for path in folders} == {"one", *(f"one-{i}" for i in range(2, 41))}
 
 
-def process(script, *argv, **more):
-    """The script in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, ROOT / script.name, *argv], text=True, stdin=subprocess.DEVNULL, **more
-    )
+def process(script, *argv):
+    """The script in a process of its own, which Ctrl-C reaches even if we are a shell's background job."""
+    command = [sys.executable, ROOT / script.name, *argv]
+    pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, preexec_fn=heed, **pipes)
 
 
 def test_two_runs_at_once_with_one_name_get_two_folders(data_dir):
     """Of either script; each prints one line of JSON, with its folder."""
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     flags = ["--data-dir", str(data_dir), "--name", "one"]
-    started = [process(script, *script.small, *flags, **pipes) for script in SCRIPTS]
+    started = [process(script, *script.small, *flags) for script in SCRIPTS]
     folders = []
     for child in started:
         said, told = child.communicate(timeout=120)
@@ -424,11 +424,10 @@ def stopped(child, folder, how):
 def test_a_killed_run_resumes_bit_by_bit(data_dir):
     """Killed or interrupted, and then dying once more, it ends as if nothing had been."""
     flags = f"--data-dir {data_dir} --rounds 100000 --name".split()
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    children = [process(script, *script.small, *flags, str(script), **pipes) for script in SCRIPTS]
-    for script, child, how in zip(SCRIPTS, children, (signal.SIGKILL, signal.SIGINT), strict=True):
-        folder = Path("runs", str(script))
-        rounds, told = stopped(child, folder, how)
+    children = [process(script, *script.small, *flags, str(script)) for script in SCRIPTS]
+    folders, ways = [Path("runs", str(script)) for script in SCRIPTS], (signal.SIGKILL, signal.SIGINT)
+    ends = list(map(stopped, children, folders, ways))
+    for script, folder, how, (rounds, told) in zip(SCRIPTS, folders, ways, ends, strict=True):
         if how == signal.SIGINT:
             assert told.splitlines()[-1] == f"{script.name}: interrupted" and "Traceback" not in told
             assert not list(folder.glob("*.partial*"))
@@ -445,7 +444,7 @@ def test_half_cheetah_in_a_process_of_its_own(tmp_path):
     flags = (
         "--env-id HalfCheetah-2x3 --dataset random --dataset-size 1000 --rounds 1 --eval-episodes 1".split()
     )
-    done = process(script, *script.small, *flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done = process(script, *script.small, *flags)
     said, told = done.communicate(timeout=120)  # ends when all have that hold the pipes
     assert done.returncode == 0 and list(json.loads(said)) == KEYS, told
     assert abs(json.loads(said)["score_mean"]) < 30, "near the score of random play"
@@ -511,6 +510,7 @@ def test_run_resumes_bit_by_bit(moment, script, run):
         run(f"{flags} --rounds 8 --name parts")
     assert not list(Path("runs").rglob("*.partial*"))
     torch.rand(5)  # global random numbers must not matter
+    time.sleep(1 - time.time() % 1)  # TensorBoard reads its files by name, which begins with the second
     parts, whole = script.module.main(["--resume", "runs/parts"]), run(f"{flags} --rounds 8 --name whole")
     assert differences(load("runs/parts"), load("runs/whole")) == []
     changing = ("folder", "eval_seconds", "wall_s")
