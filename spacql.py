@@ -278,10 +278,10 @@ def standardise(x):
 
 
 def prepare(dataset, device):
-    """All transitions (s, o, a, r, s', o', a'), [rows, ...] each, and the scale of observations. States (the
-    simulator's, else all observations) are standardised as these are, rewards centred."""
+    """All transitions (s, o, a, r, s', o', a'), [rows, ...] each, and the scale of observations. States are
+    all observations side by side, standardised as these are; rewards are centred."""
     obs, scale = standardise(dataset.observations.to(device))
-    state = obs.flatten(2) if dataset.states is None else standardise(dataset.states.to(device))[0]
+    state = obs.flatten(2)
     rewards = (dataset.rewards - dataset.rewards.mean()).mean(-1).to(device)
     actions = one_hot(dataset.actions.to(device))
     now = state[:, :-2], obs[:, :-2], actions[:, :-1], rewards[:, :-1]
@@ -337,8 +337,9 @@ def main(argv=None):
     critic = init_networks(generators, args.num_critics, critic_sizes)
     actor = init_networks(generators, num_agents, (obs_dim, args.hidden, args.hidden, action_dim))
     target_critic, target_actor = [p.clone() for p in critic], [p.clone() for p in actor]
-    critic_adam = torch.optim.Adam([p.requires_grad_() for p in critic], args.learning_rate, fused=True)
-    actor_adam = torch.optim.Adam([p.requires_grad_() for p in actor], args.learning_rate, fused=True)
+    adam = partial(torch.optim.Adam, lr=args.learning_rate, fused=True)
+    critic_adam = adam([p.requires_grad_() for p in critic])
+    actor_adam = adam([p.requires_grad_() for p in actor])
     networks = dict(critic=critic, actor=actor, target_critic=target_critic, target_actor=target_actor)
     optimizers = dict(critic_adam=critic_adam, actor_adam=actor_adam)
     first_round, history = runs.restore(saved, networks, optimizers, generators, scale)

@@ -46,7 +46,7 @@ from utils.files import run_script, say
 
 SCRIPT, KIND = "spacql_continuous.py", "continuous"
 DEFAULTS = dict(batch_size=256, penalty_agents=1, output_l2=0.1)
-PARTICLES = dict(rounds=800, gamma=0.95, hidden=64, eval_every=20, eval_episodes=200)  # minutes on a core
+PARTICLES = dict(rounds=800, gamma=0.95, hidden=64, eval_every=20, eval_episodes=200)
 CHEETAH = dict(rounds=2000, gamma=0.99, hidden=256, eval_every=200, eval_episodes=4)
 TASKS = {
     "simple_spread": PARTICLES | dict(learning_rate=0.01),
@@ -70,7 +70,7 @@ CRITIC_UPDATES = 5  # per round
 MAX_GRAD_NORM = 0.5  # of each network
 TAU = dict.fromkeys(TASKS, 0.01) | {"HalfCheetah-2x3": 0.005}  # Polyak step of the targets
 TARGET_NOISE, CANDIDATE_NOISE = 0.05, 0.2  # deviations of a normal distribution
-CANDIDATES = 10  # per agent, from each of the distributions they are drawn from
+CANDIDATES = 10  # per agent and distribution
 ACTION_L2 = 0.001  # weight of the squared actions in (6)
 CENTRED = ("simple_spread",)  # there actions count minus their batch's mean
 EVAL_SEED = 12345  # of the worlds that score teams
@@ -96,6 +96,7 @@ class Args:
     """whom agents improve against in (6): others as logged (the paper) or by policy (ours)"""
     clone_weight: float = 0.0
     """of cloning in (6), times the squared predictability of the logged actions (ours)"""
+
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
     penalty_agents: int | None = None
@@ -104,10 +105,12 @@ class Args:
     """[alpha] weight of the penalty; default by task and quality"""
     output_l2: float | None = None
     """weight of the actors' squared outputs in (6) (ours); default 0.1"""
+
     seed: int = 0
     """first seed"""
     num_seeds: int = 1
     """[S] seeds trained at once: seed, seed + 1, ..."""
+
     rounds: int | None = None
     """of 5 critic steps, one actor step and one target step; default 800, HalfCheetah 2000"""
     batch_size: int | None = None
@@ -124,12 +127,14 @@ class Args:
     """rounds between evaluations and checkpoints; default 20, HalfCheetah 200"""
     eval_episodes: int | None = None
     """per seed and evaluation, five times as many in the end; default 200, HalfCheetah 4"""
+
     dataset_size: int = 1_000_000
     """transitions to simulate for a named dataset"""
     data_seed: int = 0
     """seed of the simulated dataset"""
     data_dir: str = "datasets"
     """of simulated data"""
+
     out: str = "runs"
     """where run folders go"""
     name: str | None = None
@@ -263,7 +268,9 @@ def penalty_candidates(args, actions, policies, generators):
     """
     batch, num_agents, dim = actions.shape[1:]
     order = per_seed(torch.rand, generators, (batch, num_agents)).argsort(-1)
-    agents = order[..., : args.penalty_agents] if args.penalty == "cfcql" else order.sort(-1).values
+    agents = order[..., : args.penalty_agents]
+    if args.penalty == "macql":
+        agents = order.sort(-1).values  # everybody
     shape = (*agents.shape[1:], CANDIDATES, dim)
     to = [2 * per_seed(torch.rand, generators, shape) - 1]  # [S, B, M, C, A]
     log_density = [torch.full_like(to[0][..., 0], -dim * math.log(2))]
@@ -277,7 +284,8 @@ def penalty_candidates(args, actions, policies, generators):
     if args.penalty == "cfcql":
         joint = counterfactuals(actions, agents, to)
     else:
-        joint, log_density = to.transpose(2, 3).unsqueeze(2), log_density.sum(2, keepdim=True)
+        joint = to.transpose(2, 3).unsqueeze(2)
+        log_density = log_density.sum(2, keepdim=True)
     return joint, -log_density - math.log(log_density.shape[-1])
 
 
@@ -295,7 +303,9 @@ def prepare(dataset, device):
     """All transitions (s, o, a, r, s', o', a'), [rows, ...] each, and the scale of observations. States (the
     simulator's, else all observations) are standardised as these are, rewards centred."""
     obs, scale = standardise(dataset.observations.to(device))
-    state = obs.flatten(2) if dataset.states is None else standardise(dataset.states.to(device))[0]
+    state = obs.flatten(2)
+    if dataset.states is not None:
+        state, _ = standardise(dataset.states.to(device))
     rewards = (dataset.rewards - dataset.rewards.mean()).mean(-1).to(device)
     actions = dataset.actions.to(device)
     now = state[:, :-2], obs[:, :-2], actions[:, :-1], rewards[:, :-1]
@@ -325,7 +335,8 @@ def fill_in(args, quality, num_agents):
     defaults = DEFAULTS | TASKS[args.env_id] | dict(cql_alpha=CQL_ALPHA[args.env_id].get(quality))
     if args.paper_size:
         defaults |= PAPER_SIZE[args.env_id] | dict(penalty_agents=num_agents)
-    args = replace(args, **{k: value for k, value in defaults.items() if getattr(args, k) is None})
+    missing = {k: value for k, value in defaults.items() if getattr(args, k) is None}
+    args = replace(args, **missing)
     if args.cql_alpha is None:
         raise InputError(f"no default alpha for data of quality '{quality}': give --cql-alpha")
     return replace(args, penalty_agents=min(args.penalty_agents, num_agents))
@@ -352,8 +363,9 @@ def main(argv=None):
     critic = init_networks(generators, args.num_critics, critic_sizes)
     actor = init_networks(generators, num_agents, (obs_dim, args.hidden, args.hidden, action_dim))
     target_critic, target_actor = [p.clone() for p in critic], [p.clone() for p in actor]
-    critic_adam = torch.optim.Adam([p.requires_grad_() for p in critic], args.learning_rate, fused=True)
-    actor_adam = torch.optim.Adam([p.requires_grad_() for p in actor], args.learning_rate, fused=True)
+    adam = partial(torch.optim.Adam, lr=args.learning_rate, fused=True)
+    critic_adam = adam([p.requires_grad_() for p in critic])
+    actor_adam = adam([p.requires_grad_() for p in actor])
     networks = dict(critic=critic, actor=actor, target_critic=target_critic, target_actor=target_actor)
     optimizers = dict(critic_adam=critic_adam, actor_adam=actor_adam)
     first_round, history = runs.restore(saved, networks, optimizers, generators, scale)
@@ -369,8 +381,7 @@ def main(argv=None):
     sizes = torch.tensor(list(sizes), device=device)  # [K]
     watched = []  # w_k of the updates since the last evaluation, [S, K]
     q_values = partial(critic_values, centred=args.env_id in CENTRED)
-    near_policies = args.env_id == "HalfCheetah-2x3"  # only there CFCQL draws candidates around them
-    everyone = torch.arange(num_agents, device=device).expand(args.num_seeds, args.batch_size, -1)
+    everyone = torch.arange(num_agents, device=device)
     rounds = range(first_round, args.rounds + 1)
     bar = tqdm(rounds, initial=first_round - 1, total=args.rounds, file=sys.stderr, unit="round")
     for round_number in bar:
@@ -393,7 +404,9 @@ def main(argv=None):
                 target = spacql_target(rewards, q_target, weights, args.gamma)  # [S, B]
 
             # ---- critic: equation (5); of the joint actions the first is the data's
-            near = [actor_outputs(actor, o).detach().tanh() for o in (obs, next_obs) if near_policies]
+            near = []
+            if args.env_id == "HalfCheetah-2x3":  # as CFCQL does
+                near = [actor_outputs(actor, o).detach().tanh() for o in (obs, next_obs)]
             candidates, log_weights = penalty_candidates(args, actions, near, generators)
             joint = torch.cat([actions.unsqueeze(2), candidates.flatten(2, 3)], dim=2)
             q = q_values(critic, state, joint)  # [S, E, B, 1 + M * C]
@@ -407,11 +420,13 @@ def main(argv=None):
 
         # ---- actor: equation (6), on the round's last batch
         outputs = actor_outputs(actor, obs)  # [S, B, N, A]
-        others = actions if args.actor_others == "logged" else outputs.detach().tanh()
-        joint = counterfactuals(others, everyone, outputs.tanh().unsqueeze(3)).flatten(
-            2, 3
-        )  # [S, B, N, N, A]
-        q_policy = q_values([p.detach() for p in critic], state, joint).mean(1)  # [S, B, N]
+        played = outputs.tanh().unsqueeze(3)  # [S, B, N, 1, A]
+        others = actions
+        if args.actor_others == "policy":
+            others = outputs.detach().tanh()
+        joint = counterfactuals(others, everyone, played).squeeze(3)  # [S, B, N, N, A]
+        frozen = [p.detach() for p in critic]
+        q_policy = q_values(frozen, state, joint).mean(1)  # [S, B, N]
         actors_loss = actor_loss(outputs, q_policy, actions, clone_weight, args.output_l2)  # [S, N]
         actor_adam.zero_grad()
         actors_loss.sum().backward()
