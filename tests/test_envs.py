@@ -1,21 +1,18 @@
-"""The batched particle worlds against the reference built on `mpe2`, and both against numbers worked out by
-hand; the game of two doors against a slow one.
+"""The batched worlds: against the reference built on `mpe2`, step by step, and both against numbers worked
+out by hand; the game of two doors against a slow one; what all worlds have in common, HalfCheetah too.
 
 `play` runs whole episodes on both sides and reports the largest difference and which events happened on the
-way; the tests built on it fail when an event (a contact, the speed limit, food, ...) was never visited, and
+way; the test built on it fails when an event (a contact, the speed limit, food, ...) was never visited, and
 deliberate mistakes (mutants_data.py) show that the same comparison notices each of them.
 """
 
-import itertools
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from common import generator, repeatable
-from hypothesis import given
-from hypothesis import strategies as st
-from mutants_data import WORLDS, WORLDS_PLAYED
+from common import generator, one_line, rejects
+from mutants_data import WORLDS
 from scipy.stats import kstest
 
 from envs import make_env, two_doors
@@ -27,7 +24,6 @@ from utils.errors import InputError
 
 KINDS = ["discrete", "continuous"]
 TASKS = [("simple_spread", 3), ("simple_tag", 3), ("simple_world", 3)]
-TASKS_AND_CROWDS = [*TASKS, ("simple_spread", 5), ("simple_spread", 10)]
 STEPS = 25
 # Contacts are stiff, so squeezed bodies are chaotic: rounding errors grow several-fold per step (of two
 # references started 1e-15 apart, the worst ended 1e-5 apart). The strict comparison hence starts each step
@@ -35,11 +31,15 @@ STEPS = 25
 STEP_TOLERANCE, EPISODE_TOLERANCE = 1e-11, 1e-9
 
 # The tables of the tasks, written out once more so that neither side of a comparison supplies them.
-BODY_SIZE = {"simple_spread": (0.15, None), "simple_tag": (0.075, 0.05), "simple_world": (0.075, 0.045)}
-SPEED_LIMITS = np.array([1.0, 1.0, 1.0, 1.3])  # 3 predators and the prey
-OBSTACLE_SIZE, FOOD_SIZE, FOREST_SIZE = 0.2, 0.03, 0.3
-OBSTACLES = {"simple_tag": slice(0, 2), "simple_world": slice(0, 1)}
-FOODS, FORESTS = slice(1, 3), slice(3, 5)
+BODY_SIZES = {
+    "simple_tag": np.array([0.075, 0.075, 0.075, 0.05]),  # 3 predators and the prey
+    "simple_world": np.array([0.075, 0.075, 0.075, 0.045]),
+}
+SPEED_LIMITS = np.array([1.0, 1.0, 1.0, 1.3])
+LANDMARKS = {  # name: (places, size)
+    "simple_tag": {"obstacle": ([0, 1], 0.2)},
+    "simple_world": {"obstacle": ([0], 0.2), "food": ([1, 2], 0.03), "a forest": ([3], 0.3), "b": ([4], 0.3)},
+}
 
 
 def distances(a, b):
@@ -50,27 +50,23 @@ def distances(a, b):
 def events_of(env_id, position, velocity, landmarks):
     """{event: whether it happened} of a state just after a step (positions, velocities [P, 2]; landmarks [L,
     2])."""
-    size, prey_size = BODY_SIZE[env_id]
+    between, upper = distances(position, position), np.triu_indices(3, 1)
     if env_id == "simple_spread":
-        touch = distances(position, position)[np.triu_indices(len(position), 1)] < 2 * size
-        nearest = distances(landmarks, position).min(axis=1)
+        touch, nearest = between[upper] < 2 * 0.15, distances(landmarks, position).min(axis=1)
         return {
             "agents touch": touch.any(),
             "agents apart": not touch.all(),
             "landmark reward at its maximum": (nearest < 0.1).any(),
             "landmark reward below": (nearest > 0.1).any(),
         }
-    predators, prey = position[:3], position[3:]
-    hits = (distances(predators, prey) < size + prey_size).sum()
-    obstacles = landmarks[OBSTACLES[env_id]]
+    size = BODY_SIZES[env_id]
+    touch = between < size[:, None] + size  # [4, 4]
     capped = np.abs(np.linalg.norm(velocity, axis=1) - SPEED_LIMITS) < 1e-12
-    out = np.abs(prey[0])
+    out = np.abs(position[3])
     happened = {
-        "predators touch": (distances(predators, predators)[np.triu_indices(3, 1)] < 2 * size).any(),
-        "prey caught once": hits == 1,
-        "prey caught by several": hits > 1,
-        "obstacle touched by a predator": (distances(predators, obstacles) < size + OBSTACLE_SIZE).any(),
-        "obstacle touched by the prey": (distances(prey, obstacles) < prey_size + OBSTACLE_SIZE).any(),
+        "predators touch": touch[upper].any(),
+        "prey caught once": touch[3, :3].sum() == 1,
+        "prey caught by several": touch[3, :3].sum() > 1,
         "predator at its speed limit": capped[:3].any(),
         "prey at its speed limit": capped[3],
         "below the speed limit": not capped.all(),
@@ -79,13 +75,9 @@ def events_of(env_id, position, velocity, landmarks):
         "prey outside 1": ((out > 1) & (np.exp(2 * out - 2) < 10)).any(),
         "prey so far out that the penalty is at its maximum": (np.exp(2 * out - 2) > 10).any(),
     }
-    if env_id == "simple_world":
-        predator_in = distances(predators, landmarks[FORESTS]) < size + FOREST_SIZE  # [3, 2]
-        prey_in = distances(prey, landmarks[FORESTS]) < prey_size + FOREST_SIZE  # [1, 2]
-        happened |= {f"predator in forest {i}": predator_in[:, i].any() for i in range(2)}
-        happened |= {f"prey in forest {i}": prey_in[0, i] for i in range(2)}
-        happened["food touched"] = (distances(prey, landmarks[FOODS]) < prey_size + FOOD_SIZE).any()
-        happened["on different sides of a forest's edge"] = (predator_in != prey_in).any()
+    for name, (places, landmark_size) in LANDMARKS[env_id].items():
+        near = (distances(position, landmarks[places]) < size[:, None] + landmark_size).any(1)  # [4]
+        happened |= {f"{name}: predator there": near[:3].any(), f"{name}: prey there": near[3]}
     return happened
 
 
@@ -102,7 +94,7 @@ def targets(env_id, play, position, landmarks):
         prey_target = [prey, landmarks[0], outwards, landmarks[1]][play]
         predator_target = [prey, prey, landmarks[0], prey][play]
     else:
-        food = landmarks[FOODS][distances(position[3:], landmarks[FOODS])[0].argmin()]
+        food = landmarks[1 + distances(position[3:], landmarks[1:3])[0].argmin()]
         prey_target = [landmarks[0], food, outwards, landmarks[3]][play]
         predator_target = [landmarks[3], prey, landmarks[0], landmarks[4]][play]
     return np.stack([predator_target] * 3 + [prey_target])
@@ -120,12 +112,12 @@ def choose(kind, headings, rng):
     return np.where(at_random, rng.integers(0, 5, count), 1 + 2 * axis + positive)
 
 
-def play(env_id, kind, num_agents, seed, crowding=1.0, speed=0.5, make=Worlds, free=False):
+def play(env_id, kind, num_agents, seed, crowding=1.0, make=Worlds, free=False):
     """Run four episodes from equal states on both sides with the same actions.
 
-    seed: of starts and actions; crowding: factor on the starts; speed: deviation of the starting velocities.
+    seed: of starts and actions; crowding: factor on the starts.
     make: what builds the batched worlds; free: let both run on their own, else each step starts from the
-    reference's state. Returns (largest difference by name, {event: whether it was visited}).
+    reference's state. Returns (largest difference of what is observed and earned, {event: whether visited}).
     """
     rng = np.random.default_rng(seed)
     worlds = make(env_id, NUM_PLAYS, kind, num_agents, dtype=torch.float64)
@@ -133,80 +125,66 @@ def play(env_id, kind, num_agents, seed, crowding=1.0, speed=0.5, make=Worlds, f
     for env in envs:
         env.reset(seed=int(rng.integers(2**31)))
         start = [crowding * array for array in env.get_state()]
-        env.set_state(start[0], rng.normal(0, speed, start[0].shape), start[2])
+        env.set_state(start[0], rng.normal(0, 0.5, start[0].shape), start[2])
     names = envs[0].possible_agents
-    differences = dict.fromkeys(["observations", "rewards", "positions", "velocities"], 0.0)
-    visited = {}
+    apart, visited = [], {}
 
     def equalise():
         states = [np.stack(arrays) for arrays in zip(*(env.get_state() for env in envs), strict=True)]
         worlds.position, worlds.velocity, worlds.landmarks = map(torch.tensor, states)
 
-    def differ(name, ours, theirs):
+    def compare(ours, theirs):
         ours, theirs = ours.numpy(), np.stack(theirs)
-        assert ours.shape == theirs.shape, f"{name}: {ours.shape} against {theirs.shape}"
-        # np.maximum keeps a nan, where max would lose it
-        differences[name] = float(np.maximum(differences[name], np.abs(ours - theirs).max()))
+        assert ours.shape == theirs.shape
+        apart.append(np.abs(ours - theirs).max())
 
-    def differ_in_observations():
+    def compare_observations():
         for i, name in enumerate(names):
-            differ("observations", worlds.observe(i), [env.observe(name, np.float64) for env in envs])
+            compare(worlds.observe(i), [env.observe(name, np.float64) for env in envs])
 
     equalise()
-    differ_in_observations()
+    compare_observations()
     for _ in range(STEPS):
         actions = []
         for number, env in enumerate(envs):
             position, _, landmarks = env.get_state()
             actions.append(choose(kind, targets(env_id, number, position, landmarks) - position, rng))
         rewards = worlds.advance(torch.tensor(np.stack(actions)))
-        results = [
-            env.step(dict(zip(names, row, strict=True))) for env, row in zip(envs, actions, strict=True)
-        ]
-        differ("rewards", rewards, [[result[1][name] for name in names] for result in results])
-        differ("positions", worlds.position, [env.get_state()[0] for env in envs])
-        differ("velocities", worlds.velocity, [env.get_state()[1] for env in envs])
-        differ_in_observations()
+        named = [dict(zip(names, row, strict=True)) for row in actions]
+        paid = [env.step(row)[1] for env, row in zip(envs, named, strict=True)]
+        compare(rewards, [[row[name] for name in names] for row in paid])
+        compare_observations()
         for env in envs:
             for name, happened in events_of(env_id, *env.get_state()).items():
                 visited[name] = visited.get(name, False) or bool(happened)
         if not free:
             equalise()
-    return differences, visited
+    return np.max(apart), visited
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("env_id", "num_agents"), TASKS_AND_CROWDS)
-def test_every_step_matches_the_reference(env_id, num_agents, kind):
-    """Each step of 25-step episodes agrees in all that agents see and earn; all events happen on the way."""
-    visited, rng = [], np.random.default_rng(1)
-    plays = [(0, 0.7, 0.5), (1, 0.8, 0.5), (2, 0.9, 0.5), (5, 0.9, 0.5)]  # these visit every event
-    plays += [(seed, rng.uniform(0.4, 1.3), rng.uniform(0, 2)) for seed in range(10, 15)]
-    for seed, crowding, speed in plays if num_agents == 3 else plays[-3:]:
-        differences, events = play(env_id, kind, num_agents, seed, crowding, speed)
-        visited.append(events)
-        assert all(difference < STEP_TOLERANCE for difference in differences.values()), differences
-    assert [name for name in visited[0] if not any(events[name] for events in visited)] == []
+@pytest.mark.parametrize(
+    ("env_id", "num_agents", "kind"),
+    [(*task, kind) for task in TASKS for kind in KINDS]
+    + [("simple_spread", 5, "discrete"), ("simple_spread", 10, "continuous")],
+)
+def test_worlds_match_the_reference(env_id, num_agents, kind):
+    """Each step of 25-step episodes agrees in all that agents see and earn, and so do episodes left to
+    themselves; all events happen on the way."""
+    visited = {}
+    for seed, crowding in [(0, 0.7), (1, 0.8), (2, 0.9), (5, 0.9)] if num_agents == 3 else [(0, 0.7)]:
+        difference, events = play(env_id, kind, num_agents, seed, crowding)
+        visited = {name: visited.get(name, False) or happened for name, happened in events.items()}
+        assert difference < STEP_TOLERANCE
+    assert all(visited.values()), visited
+    assert play(env_id, kind, num_agents, seed=0, free=True)[0] < EPISODE_TOLERANCE
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("env_id", "num_agents"), TASKS_AND_CROWDS)
-def test_whole_episodes_match_the_reference(env_id, num_agents, kind):
-    """Episodes left to themselves for 25 steps agree, and visit every event too."""
-    played = [
-        play(env_id, kind, num_agents, seed, free=True) for seed in range({3: 6, 5: 2, 10: 1}[num_agents])
-    ]
-    assert all(max(differences.values()) < EPISODE_TOLERANCE for differences, _ in played)
-    assert [name for name in played[0][1] if not any(visited[name] for _, visited in played)] == []
-
-
-@pytest.mark.parametrize(("area", "mistake"), [(area, name) for area in WORLDS for name in WORLDS[area]])
-def test_a_mistake_is_noticed(area, mistake, monkeypatch):
-    """Both comparisons fail by a wide margin once the batched worlds have one thing wrong."""
-    make = WORLDS[area][mistake](monkeypatch)
-    for free in (False, True):
-        differences, _ = play(*WORLDS_PLAYED[area], 3, seed=1, free=free, make=make)
-        assert max(differences.values()) > 1e4 * EPISODE_TOLERANCE, differences
+@pytest.mark.parametrize("mistake", WORLDS)
+def test_a_mistake_is_noticed(mistake, monkeypatch):
+    """By a wide margin, even when each step starts from the right state."""
+    (env_id, kind), make = WORLDS[mistake]
+    difference, _ = play(env_id, kind, 3, seed=1, make=make(monkeypatch))
+    assert difference > 1e4 * EPISODE_TOLERANCE
 
 
 # -------------------------------------------------------------------------------- numbers worked out by hand
@@ -299,34 +277,30 @@ def test_observations_written_out():
         np.testing.assert_allclose(env.observe(env.possible_agents[body], np.float64), expected, atol=1e-15)
 
 
-# ------------------------------------------------------------------------------------- the batched worlds
-# alone
+# ------------------------------------------------------------------------------- the batched worlds alone
 
 
-def random_actions(worlds, bodies, draws):
-    """Uniform actions of the first `bodies` bodies: [W, bodies] or [W, bodies, 2]."""
-    shape = (worlds.num_worlds, bodies)
+def some_actions(worlds, bodies=None, seed=0):
+    """Uniform actions of the first `bodies` bodies, by default the learners: [W, N] or [W, N, A]."""
+    shape = (worlds.num_worlds, bodies or worlds.num_learners)
     if worlds.action_kind == "discrete":
-        return torch.randint(5, shape, generator=draws)
-    return 2 * torch.rand((*shape, 2), generator=draws) - 1
+        return torch.randint(5, shape, generator=generator(seed))
+    return 2 * torch.rand((*shape, worlds.action_dim), generator=generator(seed)) - 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("env_id", "num_agents"), TASKS_AND_CROWDS)
-def test_float32_stays_near_float64(env_id, num_agents, kind):
+@pytest.mark.parametrize(("env_id", "num_agents"), [*TASKS, ("simple_spread", 10)])
+def test_float32_stays_near_float64(env_id, num_agents):
     """One step from equal states: single precision costs no more than rounding, also in contact."""
-    draws = generator(3)
-    double = Worlds(env_id, 400, kind, num_agents, dtype=torch.float64, seed=1)
-    single = Worlds(env_id, 400, kind, num_agents, dtype=torch.float32)
-    double.velocity = torch.randn(double.velocity.shape, generator=draws, dtype=torch.float64)
+    double = Worlds(env_id, 400, "continuous", num_agents, dtype=torch.float64, seed=1)
+    single = Worlds(env_id, 400, "continuous", num_agents, dtype=torch.float32)
+    double.velocity = torch.randn(double.velocity.shape, generator=generator(3), dtype=torch.float64)
     for name in ("position", "velocity", "landmarks"):
         setattr(single, name, getattr(double, name).float())
         setattr(double, name, getattr(single, name).double())
-    actions = random_actions(double, double.num_bodies, draws)
+    actions = some_actions(double, double.num_bodies)
     rewards, precise = single.advance(actions), double.advance(actions)
     assert rewards.dtype == single.position.dtype == single.observe(0).dtype == torch.float32
     torch.testing.assert_close(single.position.double(), double.position, atol=1e-5, rtol=0)
-    torch.testing.assert_close(single.velocity.double(), double.velocity, atol=1e-4, rtol=0)
     for body in range(double.num_bodies):
         torch.testing.assert_close(single.observe(body).double(), double.observe(body), atol=1e-4, rtol=0)
     torch.testing.assert_close(rewards.double(), precise, atol=1e-3, rtol=0)
@@ -339,7 +313,7 @@ def assert_uniform(values, half_width):
     assert np.abs(values).max() <= half_width
 
 
-@pytest.mark.parametrize(("env_id", "num_agents"), [*TASKS, ("simple_spread", 4), ("simple_spread", 10)])
+@pytest.mark.parametrize(("env_id", "num_agents"), [*TASKS, ("simple_spread", 4)])
 def test_reset_distribution(env_id, num_agents):
     """Starts are uniform in the published squares, at rest and independent, on both sides."""
     half_width = 2.0 if num_agents > 3 else 1.0
@@ -363,23 +337,6 @@ def test_reset_distribution(env_id, num_agents):
     assert (velocities == 0).all()
 
 
-@pytest.mark.parametrize(("env_id", "num_agents"), TASKS)
-def test_reset_is_fixed_by_the_seed(env_id, num_agents):
-    """Equal seeds give equal episodes, first and later ones; other seeds and later episodes give others;
-    copies start alike."""
-    first, same, other = (Worlds(env_id, 6, seed=seed) for seed in (7, 7, 8))
-    starts = [first.reset() for _ in range(3)]
-    for observations in starts:
-        assert observations.shape == (6, first.num_learners, first.obs_dim)
-        assert torch.equal(observations, same.reset())
-        assert not torch.isclose(observations, other.reset())[..., 2:4].any()
-    for before, after in itertools.pairwise(starts):
-        assert not torch.isclose(before, after)[..., 2:4].any()
-    copies = first.reset(seed=9, copies=3)
-    assert torch.equal(copies, Worlds(env_id, 2).reset(seed=9).repeat(3, 1, 1))
-    assert not torch.equal(copies[0], copies[1])
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("env_id", "num_agents"), TASKS)
 def test_step_is_advance_with_the_prey_acting(env_id, num_agents, kind):
@@ -391,8 +348,7 @@ def test_step_is_advance_with_the_prey_acting(env_id, num_agents, kind):
         return torch.full((9,), 3) if kind == "discrete" else torch.tensor([[0.3, -0.9]]).expand(9, 2)
 
     one, two = (Worlds(env_id, 9, kind, prey=prey, seed=2) for _ in range(2))
-    actions = random_actions(one, 3, generator(0))
-    has_prey = env_id != "simple_spread"
+    actions, has_prey = some_actions(one), env_id != "simple_spread"
     seen = two.observe(two.num_bodies - 1)
     joint = torch.cat([actions, prey(seen)[:, None]], dim=1) if has_prey else actions
     shown.clear()
@@ -404,33 +360,122 @@ def test_step_is_advance_with_the_prey_acting(env_id, num_agents, kind):
 
 @pytest.mark.parametrize("env_id", ["simple_tag", "simple_world"])
 def test_shipped_prey_is_deterministic(env_id):
-    worlds = make_env(env_id, 300, seed=1)
+    worlds = make_env(env_id, 100, seed=1)
     obs = worlds.observe(3)
     first = worlds.prey(obs)
     torch.rand(3)  # global random numbers must not matter
-    assert torch.equal(first, worlds.prey(obs)) and torch.equal(
-        first, make_env(env_id, 300, seed=9).prey(obs)
-    )
+    assert torch.equal(first, make_env(env_id, 100, seed=9).prey(obs)) and len(first.unique()) > 1
     assert torch.equal(first, torch.cat([worlds.prey(row[None]) for row in obs])), "neighbours do not matter"
-    assert len(first.unique()) > 1
 
 
-@pytest.mark.parametrize(("kind", "score"), [("continuous", 159.8), ("discrete", 157.7)])
-def test_score_of_uniform_random_play(kind, score):
+def test_score_of_uniform_random_play():
     """Uniform random play of simple_spread scores what the benchmark publishes for forces, 159.8."""
-    rewards = rollout(Worlds("simple_spread", 20_000, kind, seed=11), None, generator(12))["rewards"]
-    assert abs(rewards.mean(-1).sum(1).mean().item() - score) < 1.5
+    rewards = rollout(Worlds("simple_spread", 10_000, "continuous", seed=11), None, generator(12))["rewards"]
+    assert abs(rewards.mean(-1).sum(1).mean().item() - 159.8) < 1.5
 
 
-# ----------------------------------------------------------------------- the reference behind PettingZoo's
-# interface
+# ---------------------------------------------------------------------------- what all worlds have in common
+
+SIZES = {  # kind of actions; agents, observation numbers, number of actions or of an action's numbers, steps
+    "simple_spread": ("discrete", (3, 18, 5, 25)),
+    "simple_tag": ("continuous", (3, 16, 2, 25)),
+    "simple_world": ("discrete", (3, 24, 5, 25)),
+    "HalfCheetah-2x3": ("continuous", (2, 6, 3, 1000)),
+    two_doors.ENV_ID: ("discrete", (3, 3, 5, 25)),
+}
+
+
+@pytest.mark.parametrize("env_id", SIZES)
+def test_all_worlds_have_one_interface(env_id):
+    kind, sizes = SIZES[env_id]
+    worlds, spread = make_env(env_id, 7, action_kind=kind), make_env("simple_spread", 7)
+    for name in "env_id num_worlds num_learners horizon obs_dim action_dim action_kind device".split():
+        assert type(getattr(worlds, name)) is type(getattr(spread, name)), name
+    assert (worlds.num_learners, worlds.obs_dim, worlds.action_dim, worlds.horizon) == sizes
+    first, (obs, rewards) = worlds.reset(), worlds.step(some_actions(worlds))
+    assert first.shape == obs.shape == (7, *sizes[:2]) and rewards.shape == (7, sizes[0])
+    assert first.dtype == obs.dtype == rewards.dtype == torch.float32
+    if env_id != two_doors.ENV_ID:
+        assert torch.equal(torch.stack([worlds.observe(i) for i in range(sizes[0])], 1), obs)
+
+
+def roll(worlds, seed=None, copies=1):
+    """Observations [W, 61, N, O] from a reset on; all agents do the same all the time."""
+    obs, actions = [worlds.reset(seed, copies)], torch.ones_like(some_actions(worlds))
+    return torch.stack(obs + [worlds.step(actions)[0] for _ in range(60)], 1)
+
+
+@pytest.mark.parametrize("env_id", SIZES)
+def test_episodes_are_fixed_by_the_seed_and_shared_by_copies(env_id):
+    """Equal seeds give equal episodes, first and later ones; other seeds and later episodes give others."""
+    make = lambda count, seed=0: make_env(env_id, count, seed=seed, action_kind=SIZES[env_id][0])  # noqa: E731
+    worlds, same = make(6, 7), make(6, 7)
+    first, later = roll(worlds), roll(worlds)
+    torch.rand(3), np.random.rand(3)  # global random numbers must not matter
+    assert torch.equal(first, roll(same)) and torch.equal(later, roll(same))
+    for other in (later, roll(make(6, 8)), roll(worlds, seed=9), first.roll(1, 0)):
+        assert not (first == other).all((1, 2, 3)).any()
+    shared = roll(worlds, seed=9, copies=3)
+    torch.testing.assert_close(shared, roll(make(2), seed=9).repeat(3, 1, 1, 1), atol=1e-3, rtol=0)
+    assert not torch.equal(shared[0], shared[1]) and torch.equal(shared, roll(same, seed=9, copies=3))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kind", "shape", "dtype"),
+    [
+        ("simple_spread", "discrete", (4, 4), torch.int64),
+        ("simple_spread", "discrete", (4, 3), torch.float32),
+        ("simple_spread", "discrete", (4, 3, 1), torch.int64),
+        ("simple_tag", "continuous", (5, 3, 2), torch.float32),
+        ("simple_tag", "continuous", (4, 3), torch.float32),
+        ("simple_tag", "continuous", (4, 3, 2), torch.int64),
+        (two_doors.ENV_ID, "discrete", (4, 2), torch.int64),
+        (two_doors.ENV_ID, "discrete", (4, 3), torch.float32),
+    ],
+)
+def test_wrong_actions_are_not_broadcast(env_id, kind, shape, dtype):
+    worlds = make_env(env_id, 4, action_kind=kind)
+    for move in (worlds.step, getattr(worlds, "advance", worlds.step)):
+        with pytest.raises(InputError, match=f"{kind} actions must have shape"):
+            move(torch.zeros(shape, dtype=dtype))
+
+
+def worlds_of(env_id, **given):
+    return Worlds(env_id, 2, **given)
+
+
+def env_of(env_id, **given):
+    return make_env(env_id, 2, **given)
+
+
+@pytest.mark.parametrize(
+    ("makers", "env_id", "given", "words"),
+    [
+        ((worlds_of, parallel_env), "simple_sprad", {}, "did you mean 'simple_spread'"),
+        ((worlds_of, parallel_env), "simple_spread", dict(num_agents=2), "has 3 to 10 agents, not 2"),
+        ((worlds_of, parallel_env), "simple_spread", dict(num_agents=11), "has 3 to 10 agents, not 11"),
+        ((worlds_of, parallel_env), "simple_tag", dict(num_agents=4), "has 3 agents, not 4"),
+        ((worlds_of, parallel_env), "simple_tag", dict(action_kind="discret"), "did you mean 'discrete'"),
+        ([parallel_env], "simple_tag", dict(render_mode="human"), "render mode"),
+        ([env_of], "HalfCheetah-2x3", dict(num_agents=3, action_kind="continuous"), "has 2 agents, not 3"),
+        ([env_of], "HalfCheetah-2x3", {}, "unknown env-id 'HalfCheetah-2x3'"),
+        ([env_of], two_doors.ENV_ID, dict(num_agents=4), "two_doors has 3 agents, not 4"),
+        ([env_of], two_doors.ENV_ID, dict(action_kind="continuous"), "unknown env-id 'two_doors'"),
+    ],
+)
+def test_bad_arguments_are_refused(makers, env_id, given, words):
+    for make in makers:
+        assert words in one_line(lambda make=make: make(env_id, **given))
+
+
+# ------------------------------------------------------------ the reference behind PettingZoo's interface
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("env_id", "num_agents"), [*TASKS, ("simple_spread", 4)])
 def test_parallel_api(env_id, num_agents, kind):
-    """PettingZoo's own tests pass, without a warning; episodes are cut after 25 steps; sizes are as
-    published."""
+    """PettingZoo's own tests pass, without a warning; episodes are cut after 25 steps; sizes are those of the
+    batched worlds; what it gives of its state are copies."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # this import warns about something else
         from pettingzoo.test import parallel_api_test, parallel_seed_test
@@ -444,117 +489,60 @@ def test_parallel_api(env_id, num_agents, kind):
         actions = {name: env.action_space(name).sample() for name in env.agents}
         _, _, terminations, truncations, _ = env.step(actions)
         assert set(terminations.values()) == {False} and set(truncations.values()) == {step == STEPS}
-    worlds, sizes = (
-        Worlds(env_id, 5, kind, num_agents),
-        {"simple_tag": (4, 2, 16), "simple_world": (4, 5, 24)},
-    )
-    assert (worlds.num_learners, worlds.action_dim) == (num_agents, 5 if kind == "discrete" else 2)
-    expected = sizes.get(env_id, (num_agents, num_agents, 6 * num_agents))
-    assert (worlds.num_bodies, worlds.num_landmarks, worlds.obs_dim) == expected
+    worlds = Worlds(env_id, 5, kind, num_agents)
+    assert len(env.possible_agents) == worlds.num_bodies == num_agents + (env_id != "simple_spread")
     for body, name in enumerate(env.possible_agents):
         assert env.observation_space(name).shape == worlds.observe(body).shape[1:]
     before = [array.copy() for array in env.get_state()]
     for array in env.get_state():
-        array += 1.0  # of a copy
+        array += 1.0
     assert all(map(np.array_equal, before, env.get_state()))
 
 
 @pytest.mark.parametrize(
-    ("env_id", "num_agents", "colours"), [(*TASKS[0], 2), (*TASKS[1], 3), (*TASKS[2], 5)]
+    ("env_id", "colours"), [("simple_spread", 2), ("simple_tag", 3), ("simple_world", 5)]
 )
-def test_frames(env_id, num_agents, colours):
+def test_frames(env_id, colours):
     """Frames show every kind of body, tell agents apart, change when bodies move, and keep all in the
     picture."""
-    env = parallel_env(env_id, num_agents=num_agents, render_mode="rgb_array")
+    env = parallel_env(env_id, render_mode="rgb_array")
     env.reset(seed=1)
-    frames = [env.render()]
-    for _ in range(3):
-        env.step({name: 2 for name in env.agents})
-        frames.append(env.render())
-    for before, after in itertools.pairwise(frames):
-        assert before.shape == (FRAME_SIZE, FRAME_SIZE, 3) and before.dtype == np.uint8
-        counts = np.unique(before.reshape(-1, 3), axis=0, return_counts=True)[1]
-        assert (counts >= 15).sum() >= colours + 1, "and the paper"
-        assert (before != after).any(axis=-1).sum() > 50
+    before = env.render()
+    env.step({name: 2 for name in env.agents})
+    after = env.render()
+    assert before.shape == (FRAME_SIZE, FRAME_SIZE, 3) and before.dtype == np.uint8
+    counts = np.unique(before.reshape(-1, 3), axis=0, return_counts=True)[1]
+    assert (counts >= 15).sum() >= colours + 1, "and the paper"
+    assert (before != after).any(axis=-1).sum() > 50
     position, velocity, landmarks = env.get_state()
     env.set_state(position[[1, 0, *range(2, len(position))]], velocity, landmarks)
-    assert (env.render() != frames[-1]).any(axis=-1).sum() > 10, "two agents have changed places"
+    assert (env.render() != after).any(axis=-1).sum() > 10, "two agents have changed places"
     for scale in (1, 10):
         env.set_state(scale * position, velocity, landmarks)
         frame = env.render()
         border = np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
         assert (border == border[0]).all(), "a body touches the border"
-    assert parallel_env(env_id, num_agents=num_agents).render() is None
-
-
-# -------------------------------------------------------------------------------------------------- bad input
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (dict(env_id="simple_sprad"), "did you mean 'simple_spread'"),
-        (dict(env_id="simple_spread", num_agents=2), "has 3 to 10 agents, not 2"),
-        (dict(env_id="simple_spread", num_agents=11), "has 3 to 10 agents, not 11"),
-        (dict(env_id="simple_tag", num_agents=4), "has 3 agents, not 4"),
-        (dict(env_id="simple_tag", action_kind="discret"), "did you mean 'discrete'"),
-    ],
-)
-def test_bad_arguments(arguments, words):
-    """A ValueError of one line that names what is allowed, on both sides."""
-    for make in (parallel_env, lambda **given: Worlds(given.pop("env_id"), 2, **given)):
-        with pytest.raises(ValueError, match=words) as caught:
-            make(**arguments)
-        assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("env_id", ["simple_spread", "simple_tag"])
-@pytest.mark.parametrize("method", ["advance", "step"])
-@pytest.mark.parametrize(
-    ("kind", "shape", "dtype"),
-    [
-        ("discrete", (4, 1), torch.int64),
-        ("discrete", (5, 0), torch.int64),
-        ("discrete", (4, 0), torch.float32),
-        ("discrete", (4, 0, 1), torch.int64),
-        ("continuous", (4, 0), torch.float32),
-        ("continuous", (4, 0, 3), torch.float32),
-        ("continuous", (4, 0, 2), torch.int64),
-    ],
-)
-def test_bad_action_shapes(env_id, method, kind, shape, dtype):
-    """Actions of the wrong shape (the second number counts from that of bodies) or type are not broadcast."""
-    worlds = Worlds(env_id, 4, kind, prey=lambda obs: torch.zeros(4, dtype=torch.int64))
-    bodies = worlds.num_bodies if method == "advance" else worlds.num_learners
-    with pytest.raises(InputError, match=f"{kind} actions must have shape"):
-        getattr(worlds, method)(torch.zeros((shape[0], shape[1] + bodies, *shape[2:]), dtype=dtype))
+    assert parallel_env(env_id).render() is None
 
 
 def test_bad_use_of_the_worlds_and_the_reference():
-    with pytest.raises(ValueError, match="needs a prey"):
-        Worlds("simple_tag", 2).step(torch.zeros(2, 3, dtype=torch.int64))
-    env = parallel_env("simple_tag")
-    with pytest.raises(ValueError, match="reset"):
-        env.step({})
-    env.reset(seed=0)
-    with pytest.raises(ValueError, match="adversary_1"):
-        env.step({"adversary_0": 0})
-    for action in (5, -1, 1.5, [1, 2]):
-        with pytest.raises(ValueError, match="0 to 4"):
-            env.step(dict.fromkeys(env.agents, action))
-    with pytest.raises(ValueError, match="shape"):
-        env.set_state(np.zeros((3, 2)), np.zeros((4, 2)), np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="render mode"):
-        parallel_env("simple_tag", render_mode="human")
-    env = parallel_env("simple_tag", "continuous")
-    env.reset(seed=0)
-    for action in ([0.0, 1.1], [0.0], [0.0, np.nan], 1):
-        with pytest.raises(ValueError, match="2 numbers"):
-            env.step(dict.fromkeys(env.agents, action))
+    tag, forces = parallel_env("simple_tag"), parallel_env("simple_tag", "continuous")
+    refused = [
+        (lambda: Worlds("simple_tag", 2).step(torch.zeros(2, 3, dtype=torch.int64)), "needs a prey"),
+        (lambda: tag.step({}), "reset"),
+    ]
+    for call, words in refused:
+        assert words in one_line(call)
+    tag.reset(seed=0), forces.reset(seed=0)
+    bad = [(tag, action, "0 to 4") for action in (5, -1, 1.5, [1, 2])]
+    bad += [(forces, action, "2 numbers") for action in ([0.0, 1.1], [0.0], [0.0, np.nan], 1)]
+    for env, action, words in bad:
+        assert words in one_line(lambda env=env, action=action: env.step(dict.fromkeys(env.agents, action)))
+    assert "adversary_1" in one_line(lambda: tag.step({"adversary_0": 0}))
+    assert "shape" in one_line(lambda: tag.set_state(np.zeros((3, 2)), np.zeros((4, 2)), np.zeros((2, 2))))
 
 
-# -------------------------------------------------------------------------------------------- the game of two
-# doors
+# ------------------------------------------------------------------------------------ the game of two doors
 
 
 class SlowGame:
@@ -598,58 +586,13 @@ def test_game_is_the_slow_reference_step_by_step():
     game = TwoDoors(60, seed=4)
     assert game.reset().tolist() == [[[0.0, 0.0, 0.0]] * 3] * 60
     assert follow(game, 4) > 100
-    with pytest.raises(AssertionError):
-        follow(TwoDoors(60, seed=4), 5)
+    rejects(follow, TwoDoors(60, seed=4), 5)
 
 
-def test_game_has_the_interface_of_the_worlds():
-    game, worlds = make_env(two_doors.ENV_ID, 7), make_env("simple_spread", 7)
-    for name in "env_id num_worlds num_learners horizon obs_dim action_dim action_kind device prey".split():
-        assert type(getattr(game, name)) is type(getattr(worlds, name)), name
-    assert (game.env_id, game.num_learners, game.horizon, game.obs_dim) == ("two_doors", 3, 25, 3)
-    obs, rewards = game.step(torch.zeros(7, 3, dtype=torch.int64))
-    assert (obs.shape, rewards.shape, obs.dtype, rewards.dtype) == (
-        (7, 3, 3),
-        (7, 3),
-        torch.float32,
-        torch.float32,
-    )
-
-
-def roll(game, seed=None, copies=1, steps=60):
-    """Observations [W, steps, ...] of everybody going left, from a reset on."""
-    game.reset(seed, copies)
-    return torch.stack(
-        [game.step(torch.ones(game.num_worlds, 3, dtype=torch.int64))[0] for _ in range(steps)], 1
-    )
-
-
-def test_gusts_are_fixed_by_the_seed_and_shared_by_copies():
-    game = TwoDoors(8, seed=3)
-    first, later = roll(game), roll(game)
-    assert torch.equal(first, roll(TwoDoors(8, seed=3))) and not torch.equal(first, later)
-    assert torch.equal(first, roll(game, seed=3)) and not torch.equal(first, roll(game, seed=4))
-    shared = roll(game, seed=3, copies=2)
-    assert torch.equal(shared[:4], shared[4:]) and torch.equal(shared[:4], roll(TwoDoors(4), seed=3))
-    assert len(shared[:4].flatten(1).unique(dim=0)) == 4
-    blown = (
-        (roll(TwoDoors(500), seed=1, steps=40) == 0).all((2, 3)).double()
-    )  # [W, steps]: all back on cell 0
+def test_gusts_come_at_a_tenth_of_the_steps_independently():
+    blown = (roll(TwoDoors(500), seed=1)[:, 1:] == 0).all((2, 3)).double()  # [W, steps]: all back on cell 0
     assert abs(blown.mean() - 0.1) < 5 * (0.09 / blown.numel()) ** 0.5
     assert abs((blown[:, 1:] * blown[:, :-1]).mean() - 0.01) < 5 * (0.0099 / blown.numel()) ** 0.5
-
-
-@repeatable
-@given(shape=st.sampled_from([(4, 2), (5, 3), (4, 3, 2)]), whole=st.booleans())
-def test_other_games_and_actions_are_refused(shape, whole):
-    with pytest.raises(InputError, match=r"discrete actions must have shape \(4, 3\)"):
-        TwoDoors(4).step(torch.zeros(shape, dtype=torch.int64 if whole else torch.float32))
-    with pytest.raises(InputError, match=r"discrete actions must have shape \(4, 3\)"):
-        TwoDoors(4).step(torch.zeros(4, 3))
-    with pytest.raises(InputError, match="two_doors has 3 agents, not 4"):
-        make_env(two_doors.ENV_ID, 1, 4)
-    with pytest.raises(InputError, match="unknown env-id 'two_doors'"):
-        make_env(two_doors.ENV_ID, 1, action_kind="continuous")
 
 
 @pytest.mark.parametrize("team", ["random", "left", "right", "halves"])

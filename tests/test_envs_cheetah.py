@@ -18,14 +18,11 @@ import mujoco
 import numpy as np
 import pytest
 import torch
-from common import ROOT, generator
+from common import ROOT, generator, one_line
 from mutants_data import CHEETAH
 
-from envs import make_env
 from envs.half_cheetah import HalfCheetah
-from envs.particles import Worlds
 from envs.shipped import rollout
-from utils.errors import InputError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -88,7 +85,7 @@ def differences(worlds, steps, action_scale=1.0):
     return wrong
 
 
-@pytest.mark.parametrize(("steps", "action_scale"), [(1000, 1.0), (1000, 0.3), (100, 1.5)])
+@pytest.mark.parametrize(("steps", "action_scale"), [(1000, 1.0), (100, 1.5)])
 def test_whole_episodes_are_the_librarys_to_the_last_bit(steps, action_scale):
     """Torques beyond 1 are limited by the simulator and paid for in full, here as there."""
     worlds = HalfCheetah(2, processes=2)
@@ -116,7 +113,7 @@ def test_starts_are_distributed_as_the_librarys():
 
 def test_random_return_is_the_measured_one():
     """-285 over 500 episodes, of a standard deviation of about 80."""
-    rewards = rollout(HalfCheetah(12, seed=3), None, generator(3))["rewards"]
+    rewards = rollout(HalfCheetah(6, seed=3), None, generator(3))["rewards"]
     assert torch.equal(rewards[..., 0], rewards[..., 1]), "one reward for the team"
     assert -330 < rewards[..., 0].sum(1).mean() < -220
 
@@ -130,75 +127,27 @@ def test_numbers_do_not_depend_on_processes_or_neighbours():
     for processes in (2, 3):
         again = play(HalfCheetah(7, seed=2, processes=processes), actions)
         assert all(map(torch.equal, first, again)), processes
-    fewer = play(
-        HalfCheetah(3, seed=2, processes=2), actions[:, :3]
-    )  # a smaller batch starts as the larger one
+    fewer = play(HalfCheetah(3, seed=2, processes=2), actions[:, :3])  # starts as the larger batch does
     assert all(torch.equal(a[:, :3], b) for a, b in zip(first, fewer, strict=True))
 
 
-def test_seeds_and_copies():
-    worlds = HalfCheetah(6, seed=4, processes=1)
-    one, two = worlds.reset(), worlds.reset()
-    assert not torch.equal(one, two)
-    again = HalfCheetah(6, seed=4, processes=1)
-    assert torch.equal(one, again.reset()) and torch.equal(two, again.reset())
-    assert torch.equal(worlds.reset(seed=9), again.reset(seed=9)) and not torch.equal(
-        again.reset(seed=8), one
-    )
-    copies = worlds.reset(seed=9, copies=3)
-    assert torch.equal(copies, again.reset(seed=9)[:2].repeat(3, 1, 1)) and not torch.equal(
-        copies[0], copies[1]
-    )
-    torch.rand(3), np.random.rand(3)  # global random numbers do not matter
-    assert torch.equal(copies, worlds.reset(seed=9, copies=3))
-
-
-def test_interface_is_that_of_the_particle_worlds():
-    worlds, particles = HalfCheetah(4, processes=1), Worlds("simple_spread", 4, "continuous")
-    obs = worlds.reset()
-    assert (obs.shape, worlds.state().shape) == ((4, 2, worlds.obs_dim), (4, worlds.state_dim))
-    assert (obs.dtype, worlds.state().dtype) == (torch.float32, torch.float32)
-    assert torch.equal(torch.stack([worlds.observe(0), worlds.observe(1)], 1), obs)
-    obs, rewards = worlds.step(some_actions(1, 4)[0])
-    assert (obs.shape, rewards.shape, rewards.dtype) == ((4, 2, 6), (4, 2), torch.float32)
-    assert (worlds.env_id, worlds.horizon, worlds.action_dim) == ("HalfCheetah-2x3", 1000, 3)
-    for (
-        name
-    ) in "env_id num_worlds num_learners num_bodies horizon obs_dim action_dim device action_kind".split():
-        assert type(getattr(worlds, name)) is type(getattr(particles, name))
-
-
-@pytest.mark.parametrize(
-    "actions",
-    [
-        torch.zeros(3, 6),
-        torch.zeros(2, 2, 3),
-        torch.zeros(3, 2, 3, dtype=torch.int64),
-        torch.full((3, 2, 3), np.nan),
-    ],
-)
-def test_wrong_actions_are_refused_and_move_nothing(actions):
+def test_wrong_actions_are_refused_and_move_nothing():
     worlds = HalfCheetah(3, processes=1)
-    before = worlds.state()
-    with pytest.raises(InputError, match="actions must be"):
-        worlds.step(actions)
+    before, right = worlds.state(), torch.zeros(3, 2, 3)
+    for actions in (right.flatten(1), right[:2], right.long(), right * np.nan):
+        assert "actions must be" in one_line(lambda actions=actions: worlds.step(actions))
     assert torch.equal(worlds.state(), before)
 
 
 def test_wrong_counts_are_refused():
     for counts in (dict(num_worlds=0), dict(num_worlds=2, processes=0)):
-        with pytest.raises(InputError, match="must be at least 1"):
-            HalfCheetah(**counts)
-    with pytest.raises(InputError, match="HalfCheetah-2x3 has 2 agents, not 3"):
-        make_env("HalfCheetah-2x3", 1, 3, action_kind="continuous")
-    with pytest.raises(InputError, match="unknown env-id 'HalfCheetah-2x3'"):
-        make_env("HalfCheetah-2x3", 1)
+        assert "must be at least 1" in one_line(lambda counts=counts: HalfCheetah(**counts))
 
 
 # ------------------------------------------------------------------------------------------- ends cleanly
 
 
-@pytest.mark.parametrize("end", ["close", "close twice", "del", "exception"])
+@pytest.mark.parametrize("end", ["close twice", "del", "exception"])
 def test_no_process_and_no_open_file_is_left(end):
     gc.collect()  # what earlier tests have left
     opened = len(os.listdir("/proc/self/fd"))
