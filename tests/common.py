@@ -266,6 +266,7 @@ SCRIPTS = (
     Script(spacql, "discrete", 5, "entropy_coef", "two_doors", "--dataset mix:share=0.5,noise=0.1"),
     Script(spacql_continuous, "continuous", 2, "output_l2", "HalfCheetah-2x3", "--eval-episodes 2"),
 )
+one_script = pytest.mark.parametrize("script", SCRIPTS[:1], ids=str)  # for tests of what the two share
 
 
 def double_networks(script, seed, num_seeds, count, sizes):

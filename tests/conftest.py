@@ -1,7 +1,11 @@
 """Fixtures of the tests."""
 
+import json
 import os
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from io import StringIO
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +35,20 @@ def elsewhere(tmp_path, monkeypatch):
 def data_dir(tmp_path_factory):
     """Where simulated datasets are kept."""
     return tmp_path_factory.mktemp("simulated")
+
+
+@pytest.fixture(scope="session")
+def finished(data_dir, tmp_path_factory):
+    """By kind of action, a finished run of seeds 7 and 8: its folder, which tests must leave as it is, its
+    summary, and what it told."""
+    runs_of = {}
+    for script in SCRIPTS:
+        said, told, out = StringIO(), StringIO(), tmp_path_factory.mktemp("finished")
+        with redirect_stdout(said), redirect_stderr(told):
+            summary = script.train(data_dir, f"--num-seeds 2 --seed 7 --out {out}")
+        assert said.getvalue().count("\n") == 1 and json.loads(said.getvalue()) == summary
+        runs_of[script.kind] = Path(summary["folder"]), summary, told.getvalue()
+    return runs_of
 
 
 @pytest.fixture
