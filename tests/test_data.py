@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -23,9 +24,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from common import attribute, generator, mistakes_in, one_line, poke, put, repeatable
+from common import attribute, generator, one_line, poke, put, repeatable
 from damage import run_python
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mutants_data import TABLE
 
@@ -34,7 +35,7 @@ from data import mixes
 from data.datasets import QUALITIES, Dataset, load_dataset, normalise, plan
 from envs import make_env
 from envs.half_cheetah import OBSERVED, HalfCheetah
-from envs.particles import ENV_IDS, HORIZON, Worlds
+from envs.particles import ENV_IDS, Worlds
 from envs.shipped import CONTINUOUS_ENV_IDS, POLICY_DIR, load_policies, mlp
 from utils.errors import InputError
 
@@ -46,15 +47,9 @@ SHAPES = {  # agents, observation numbers, action numbers, steps, landmarks
     "simple_world": (3, 24, 2, 25, 5),
     "HalfCheetah-2x3": (2, 6, 3, SHORT, None),
 }
-PUBLISHED = {
-    "simple_spread": (159.8, 516.8),
-    "HalfCheetah-2x3": (-283.97, 3568.81),
-}  # the same worlds: their unit
+PUBLISHED = {SPREAD: (159.8, 516.8), CHEETAH: (-283.97, 3568.81)}  # the same worlds: their unit
 ALL = [(e, "discrete") for e in ENV_IDS] + [(e, "continuous") for e in CONTINUOUS_ENV_IDS]
 EACH = [(*task, quality) for task in ALL for quality in QUALITIES]
-NAMES = ("observations", "actions", "rewards", "states")
-quickly = settings(repeatable, max_examples=40)
-mistakes = mistakes_in(TABLE)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,134 +58,138 @@ def briefly():
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
         monkeypatch.setattr(HalfCheetah, "horizon", SHORT)
-        monkeypatch.setitem(datasets.HORIZONS, "HalfCheetah-2x3", SHORT)
+        monkeypatch.setitem(datasets.HORIZONS, CHEETAH, SHORT)
         monkeypatch.setattr(mixes, "UPDATES", 2)
         yield
 
 
 def load(env_id, kind, quality, episodes, seed, folder):
-    return load_dataset(env_id, quality, episodes * SHAPES[env_id][3], seed, folder, kind)
+    """So many simulated episodes, of a size that is no whole number of them."""
+    horizon = SHAPES[env_id][3]
+    return load_dataset(env_id, quality, episodes * horizon + horizon - 1, seed, folder, kind)
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory):
-    """logged(env_id, kind, quality): a dataset, simulated once for this module."""
-    folder = tmp_path_factory.mktemp("datasets")
-    few, many = {"medium-replay": 240}, {"expert": 2000}
-    count = lambda quality: few.get(quality, many.get(quality, 1000))  # noqa: E731
-    cheetah = "HalfCheetah-2x3"
-    return functools.cache(lambda e, k, q: load(e, k, q, 60 if e == cheetah else count(q), 0, folder))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(scope="module")
+def logged(folder):
+    """logged(env_id, kind, quality): a dataset, simulated once for this module in a folder of its own."""
+    count = {"medium-replay": 240, "expert": 1000}
+    episodes = lambda env_id, quality: 60 if env_id == CHEETAH else count.get(quality, 600)  # noqa: E731
+    return functools.cache(lambda e, k, q: load(e, k, q, episodes(e, q), 0, folder / f"{e}-{k}-{q}"))
 
 
 def arrays_of(dataset):
     """{name: tensor} of what a dataset has."""
-    return {name: getattr(dataset, name) for name in NAMES if getattr(dataset, name) is not None}
+    names = ("observations", "actions", "rewards", "states")
+    return {name: getattr(dataset, name) for name in names if getattr(dataset, name) is not None}
 
 
 # ------------------------------------------------------------------------------------- what the files hold
 
 
 @pytest.mark.parametrize(("env_id", "kind", "quality"), EACH)
-def test_dataset_has_the_documented_shapes_and_facts(logged, env_id, kind, quality):
+def test_file_and_dataset_hold_what_is_documented(logged, folder, env_id, kind, quality):
     dataset, (num, obs_dim, dim, horizon, _) = logged(env_id, kind, quality), SHAPES[env_id]
     episodes, forces = len(dataset.actions), kind == "continuous"
-    assert dataset.observations.shape == (episodes, horizon + 1, num, obs_dim)
-    assert dataset.actions.shape == (episodes, horizon, num) + ((dim,) if forces else ())
-    assert dataset.rewards.shape == (episodes, horizon, num)
-    kinds = {name: array.dtype for name, array in arrays_of(dataset).items()}
-    assert kinds.pop("actions") == (torch.float32 if forces else torch.int64) and set(kinds.values()) == {
-        torch.float32
-    }
-    if forces:
-        assert (dataset.actions.abs() == 1).any() == (quality != "random"), "samples of Gaussians are clipped"
-    else:
-        assert set(dataset.actions.unique().tolist()) == set(range(5))
-    if env_id == "HalfCheetah-2x3":
-        assert dataset.states.shape == (episodes, horizon + 1, 17)
-        assert torch.equal(dataset.states[:, :, OBSERVED], dataset.observations), (
-            "agents see parts of the state"
-        )
-    else:
-        assert dataset.states is None and dataset.observations[:, 0, :, :2].abs().max() == 0, (
-            "all start at rest"
-        )
-    if env_id != "simple_spread":
-        assert torch.equal(dataset.rewards[..., 0], dataset.rewards[..., 1]), "a team shares one reward"
-    starts = dataset.observations[:, 0].flatten(1)
-    assert len(starts.unique(dim=0)) == episodes, (
-        "no start is met twice: every chunk has its own random numbers"
-    )
-
-    facts, own = dataset.facts, load_policies(env_id, action_kind=kind).facts
-    assert [facts[k] for k in ("env_id", "quality", "action_kind", "seed")] == [env_id, quality, kind, 0]
-    scores = own["random_score"], own["expert_score"]
-    assert (facts["random_score"], facts["expert_score"]) == (
-        PUBLISHED.get(env_id, scores) if forces else scores
-    )
-    assert json.loads(facts["behaviour"])["training"] == own["training"]
-    assert json.loads(facts["versions"]).keys() == {"torch", "numpy", "h5py", "mujoco"}
-    assert facts["data_score"] == normalise(dataset.mean_return, facts)
-
-
-@pytest.mark.parametrize(("env_id", "kind"), ALL)
-def test_file_has_the_documented_arrays_and_is_read_again(env_id, kind, tmp_path, monkeypatch):
-    (num, obs_dim, dim, horizon, _), forces = SHAPES[env_id], kind == "continuous"
-    size = 7 * horizon + horizon - 1  # the last ones are no whole episode
-    dataset = load_dataset(env_id, "random", size, 3, tmp_path, kind)
-    (path,) = tmp_path.iterdir()
-    assert path.name.startswith(f"{env_id}-{kind}-random-{size}-seed3-") and path.suffix == ".h5"
+    (path,) = (folder / f"{env_id}-{kind}-{quality}").iterdir()
+    size = episodes * horizon + horizon - 1
+    assert path.name.startswith(f"{env_id}-{kind}-{quality}-{size}-seed0-") and path.suffix == ".h5"
     expected = {
-        "observations": ((7, horizon + 1, num, obs_dim), "<f4"),
-        "actions": ((7, horizon, num, dim), "<f4") if forces else ((7, horizon, num), "|i1"),
-        "rewards": ((7, horizon, num), "<f4"),
-        "terminals": ((7, horizon), "|b1"),
-        "timeouts": ((7, horizon), "|b1"),
+        "observations": ((episodes, horizon + 1, num, obs_dim), "<f4"),
+        "actions": ((episodes, horizon, num, dim), "<f4") if forces else ((episodes, horizon, num), "|i1"),
+        "rewards": ((episodes, horizon, num), "<f4"),
+        "terminals": ((episodes, horizon), "|b1"),
+        "timeouts": ((episodes, horizon), "|b1"),
     }
-    expected |= {"states": ((7, horizon + 1, 17), "<f4")} if env_id == "HalfCheetah-2x3" else {}
+    expected |= {"states": ((episodes, horizon + 1, 17), "<f4")} if env_id == CHEETAH else {}
     with h5py.File(path) as file:
         assert {name: (array.shape, array.dtype.str) for name, array in file.items()} == expected
         assert not file["terminals"][()].any()
         assert file["timeouts"][:, -1].all() and not file["timeouts"][:, :-1].any()
         attributes = "env_id quality action_kind random_score expert_score seed behaviour versions format"
         attributes += " dataset dependence dependence_error predictability"
-        assert set(file.attrs) == set(attributes.split()) and file.attrs["seed"] == 3
-        for name, tensor in arrays_of(dataset).items():
+        assert set(file.attrs) == set(attributes.split())
+        arrays = arrays_of(dataset)
+        for name, tensor in arrays.items():
             assert np.array_equal(file[name][()], tensor.numpy()), name
+    assert arrays.keys() == expected.keys() - {"terminals", "timeouts"}
+    kinds = {name: array.dtype for name, array in arrays.items()}
+    assert kinds.pop("actions") == (torch.float32 if forces else torch.int64)
+    assert set(kinds.values()) == {torch.float32}
+
+    if forces:
+        assert (dataset.actions.abs() == 1).any() == (quality != "random"), "samples of Gaussians are clipped"
+    else:
+        assert set(dataset.actions.unique().tolist()) == set(range(5))
+    if env_id == CHEETAH:
+        assert torch.equal(dataset.states[:, :, OBSERVED], dataset.observations), "parts of the state"
+    else:
+        assert dataset.observations[:, 0, :, :2].abs().max() == 0, "all start at rest"
+    if env_id != SPREAD:
+        assert torch.equal(dataset.rewards[..., 0], dataset.rewards[..., 1]), "a team shares one reward"
+    starts = dataset.observations[:, 0].flatten(1)
+    assert len(starts.unique(dim=0)) == episodes, "every chunk has its own random numbers"
+
+    facts, own = dataset.facts, load_policies(env_id, action_kind=kind).facts
+    assert [facts[k] for k in ("env_id", "quality", "action_kind", "seed")] == [env_id, quality, kind, 0]
+    scores = own["random_score"], own["expert_score"]
+    scores = PUBLISHED.get(env_id, scores) if forces else scores
+    assert (facts["random_score"], facts["expert_score"]) == scores
+    assert json.loads(facts["behaviour"])["training"] == own["training"]
+    assert json.loads(facts["versions"]).keys() == {"torch", "numpy", "h5py", "mujoco"}
+    assert facts["data_score"] == normalise(dataset.mean_return, facts)
+
+
+@pytest.mark.parametrize(("env_id", "kind"), ALL)
+def test_same_seed_same_bits_and_other_seed_other_data(env_id, kind, tmp_path, monkeypatch):
+    """And a file is simulated once, and can be named by its path."""
+    for quality in ("random", "medium-replay"):
+        first = load(env_id, kind, quality, 4, 5, tmp_path / quality)
+        torch.rand(3), np.random.rand(3)  # global random numbers must not matter
+        again, other = (load(env_id, kind, quality, 4, seed, tmp_path / "b") for seed in (5, 6))
+        assert first.facts == again.facts
+        for name, array in arrays_of(first).items():
+            assert torch.equal(array, getattr(again, name)), name
+            assert not torch.equal(array, getattr(other, name)), name
+    (path,) = (tmp_path / quality).iterdir()
     before = path.stat()
     monkeypatch.setattr(datasets, "simulate", lambda *_: pytest.fail("simulated again"))
-    again = load_dataset(env_id, "random", size, 3, tmp_path, kind)
-    by_path = load_dataset(env_id, str(path), action_kind=kind)
+    for read in (
+        load(env_id, kind, quality, 4, 5, path.parent),
+        load_dataset(env_id, str(path), action_kind=kind),
+    ):
+        assert first.facts == read.facts and torch.equal(first.observations, read.observations)
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
-    assert torch.equal(dataset.observations, again.observations)
-    assert dataset.facts == again.facts == by_path.facts and list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(("env_id", "kind", "quality"), EACH)
-def test_same_seed_same_bits_and_other_seed_other_data(env_id, kind, quality, tmp_path):
-    first = load(env_id, kind, quality, 4, 5, tmp_path / "a")
-    torch.rand(3), np.random.rand(3)  # global random numbers must not matter
-    again, other = (load(env_id, kind, quality, 4, seed, tmp_path / "b") for seed in (5, 6))
-    assert len(list((tmp_path / "b").iterdir())) == 2 and first.facts == again.facts
-    for name, array in arrays_of(first).items():
-        assert torch.equal(array, getattr(again, name)) and not torch.equal(array, getattr(other, name)), name
+    assert list(path.parent.iterdir()) == [path] and len(list((tmp_path / "b").iterdir())) == 4
 
 
 def test_other_kinds_policies_and_versions_have_files_of_their_own(tmp_path, monkeypatch):
-    for kind in ("discrete", "continuous"):
-        load("simple_spread", kind, "medium", 1, 0, tmp_path)
-    load("HalfCheetah-2x3", "continuous", "random", 1, 0, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
+    wanted = [(SPREAD, "discrete", "medium"), (SPREAD, "discrete", "mix"), (CHEETAH, "continuous", "random")]
+
+    def new_files():
+        """How many more files there are after each dataset was asked for."""
+        counts = [len(list(tmp_path.glob("*.h5")))]
+        for env_id, kind, quality in wanted:
+            load(env_id, kind, quality, 1, 0, tmp_path)
+            counts.append(len(list(tmp_path.glob("*.h5"))))
+        return np.diff(counts).tolist()
+
+    assert (new_files(), new_files()) == ([1, 1, 1], [0, 0, 0])
     version = datasets.version
     monkeypatch.setattr(datasets, "version", lambda name: "0.1.2" if name == "mujoco" else version(name))
-    for env_id in ("HalfCheetah-2x3", "simple_spread"):  # whose trajectories do not depend on it
-        load(env_id, "continuous", "random" if env_id != "simple_spread" else "medium", 1, 0, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert new_files() == [0, 0, 1], "the particles do not depend on it"
     (tmp_path / "policies").mkdir()
-    changed = tmp_path / "policies" / "simple_spread-discrete.npz"
-    changed.write_bytes((POLICY_DIR / changed.name).read_bytes() + b"more")
-    monkeypatch.setattr(datasets, "POLICY_DIR", changed.parent)
-    load("simple_spread", "discrete", "medium", 1, 0, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4 + 2
+    for path in POLICY_DIR.glob("*.npz"):
+        (tmp_path / "policies" / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(datasets, "POLICY_DIR", tmp_path / "policies")
+    for name, new in (("simple_spread-discrete-teams", [0, 1, 0]), ("simple_spread-discrete", [1, 1, 0])):
+        with (tmp_path / "policies" / f"{name}.npz").open("ab") as file:
+            file.write(b"more")
+        assert new_files() == new
 
 
 # ----------------------------------------------------------------------------- the rows are transitions
@@ -207,7 +206,7 @@ def rebuild(env_id, kind, obs, states):
     landmarks = 4 + 2 * SHAPES[env_id][4]
     worlds.velocity, worlds.position = obs[..., :2], obs[..., 2:4]
     worlds.landmarks = obs[:, 0, 4:landmarks].unflatten(-1, (-1, 2)) + obs[:, :1, 2:4]
-    if env_id != "simple_spread":
+    if env_id != SPREAD:
         _, _, prey, velocity = obs[:, :1, landmarks : landmarks + 8].split(2, dim=-1)  # after two predators
         worlds.position = torch.cat([worlds.position, prey + obs[:, :1, 2:4]], dim=1)
         worlds.velocity = torch.cat([worlds.velocity, velocity], dim=1)
@@ -237,15 +236,9 @@ def wrong_rows(dataset: Dataset) -> float:
 def test_logged_rows_are_transitions_of_the_worlds(logged, env_id, kind, quality):
     """And whole episodes are those of the worlds to the last bit, from the seed of the first chunk alone."""
     dataset, seed = logged(env_id, kind, quality), int(np.random.SeedSequence([0, 0]).generate_state(1)[0])
-    assert wrong_rows(dataset) <= 1e-4 if kind == "discrete" else 1e-3
-    players = plan(
-        quality, len(dataset.actions), json.loads(dataset.facts["behaviour"])["medium_iterate"], 1000
-    )
-    count = (
-        players[0][1]
-        if quality == "medium-replay"
-        else min(len(dataset.actions), 50_000 // dataset.actions.shape[1])
-    )
+    assert wrong_rows(dataset) <= (1e-4 if kind == "discrete" else 1e-3)
+    medium = json.loads(dataset.facts["behaviour"])["medium_iterate"]
+    count = plan(quality, len(dataset.actions), medium, 50_000 // dataset.actions.shape[1])[0][1]
     env = make_env(env_id, count, seed=seed, action_kind=kind)
     assert torch.equal(env.reset(), dataset.observations[:count, 0])
     for t in range(env.horizon):
@@ -255,32 +248,24 @@ def test_logged_rows_are_transitions_of_the_worlds(logged, env_id, kind, quality
         assert dataset.states is None or torch.equal(env.state(), dataset.states[:count, t + 1])
 
 
-@pytest.mark.parametrize(
-    "wrong", [m for area in ("logged times", "logged agents", "logged sizes") for m in TABLE[area]]
-)
-@pytest.mark.parametrize(("env_id", "kind"), ALL)
-def test_replay_notices(logged, env_id, kind, wrong):
-    if (kind, wrong) == ("discrete", "numbers of an action swapped"):
-        return  # it has one
-    mistake = next(table[wrong] for table in TABLE.values() if wrong in table)
+REPLAYED = [(SPREAD, "discrete"), ("simple_world", "continuous"), (CHEETAH, "continuous")]
+
+
+@pytest.mark.parametrize("area", ["logged rows", "logged actions", "logged states"])
+@pytest.mark.parametrize(("env_id", "kind"), REPLAYED)
+def test_replay_notices(logged, env_id, kind, area):
     whole = logged(env_id, kind, "medium")
     some = Dataset(**{name: array[:60] for name, array in arrays_of(whole).items()}, facts=whole.facts)
     assert wrong_rows(some) <= 1e-3
-    assert wrong_rows(replace(some, **mistake(some))) > 0.02
-
-
-@mistakes("logged states")
-def test_replay_notices_wrong_states(logged, wrong):
-    whole = logged("HalfCheetah-2x3", "continuous", "medium")
-    assert wrong_rows(replace(whole, **wrong(whole))) > 0.5
+    for name, mistake in TABLE[area].items() if some.states is not None or area != "logged states" else ():
+        assert wrong_rows(replace(some, **mistake(some))) > 0.02, name
 
 
 @pytest.mark.parametrize("env_id", ENV_IDS[1:])
 def test_replay_notices_another_prey(logged, env_id, monkeypatch):
     idle = lambda obs: torch.zeros(len(obs), dtype=torch.int64)  # noqa: E731
-    monkeypatch.setitem(
-        globals(), "make_env", lambda env_id, count, action_kind: Worlds(env_id, count, prey=idle)
-    )
+    without = lambda env_id, count, action_kind: Worlds(env_id, count, prey=idle)  # noqa: E731
+    monkeypatch.setitem(globals(), "make_env", without)
     assert wrong_rows(logged(env_id, "discrete", "medium")) > 0.3
 
 
@@ -292,15 +277,12 @@ def discrete_scores(network, obs, actions):
     to be."""
     log_pi = mlp(network, obs).log_softmax(-1).double()  # [N, rows, A]
     counts = torch.eye(5, dtype=torch.double).expand(*log_pi.shape, -1)
-    statistics = torch.cat(
-        [log_pi.unsqueeze(-1), counts], -1
-    )  # [N, rows, A, 1 + A]: what each action would add
+    statistics = torch.cat([log_pi.unsqueeze(-1), counts], -1)  # [N, rows, A, 1 + A]: what each would add
     pi = log_pi.exp().unsqueeze(-1)
     mean = (pi * statistics).sum(2)
-    taken = actions[..., None, None].expand(-1, -1, 1, 6)
-    return (statistics.gather(2, taken).squeeze(2) - mean).sum(1), (
-        (pi * statistics**2).sum(2) - mean**2
-    ).sum(1)
+    variance = (pi * statistics**2).sum(2) - mean**2
+    taken = statistics.gather(2, actions[..., None, None].expand(-1, -1, 1, 6)).squeeze(2)
+    return (taken - mean).sum(1), variance.sum(1)
 
 
 def continuous_scores(actor, obs, actions):
@@ -336,18 +318,16 @@ def test_actions_are_samples_of_the_planned_policies(logged, env_id, kind, quali
     medium = load_policies(env_id, action_kind=kind).facts["medium_iterate"]
     players = plan(quality, len(dataset.actions), medium, 2000)
     assert surprise(dataset, players) < 4.5
-    for mistake in TABLE["players"].values():
-        assert surprise(*mistake(dataset, players)) > 6
+    for name, mistake in TABLE["players"].items():
+        assert surprise(*mistake(dataset, players)) > 6, name
 
 
 @pytest.mark.parametrize(("env_id", "kind"), ALL)
 def test_random_actions_are_uniform_and_independent(logged, env_id, kind):
     actions = logged(env_id, kind, "random").actions
     actions = actions + torch.rand(actions.shape, generator=generator(1)) if kind == "discrete" else actions
-    width = (actions.max() - actions.min()).double()  # 5 or 2
-    unit = (actions.double() / width + (0.5 if kind == "continuous" else 0)).flatten(
-        2
-    )  # [E, T, N * A], in [0, 1]
+    low, high = (0, 5) if kind == "discrete" else (-1, 1)
+    unit = ((actions.double() - low) / (high - low)).flatten(2)  # [E, T, N * A], in [0, 1]
     rows = unit.flatten(0, 1)
     share = torch.stack([((rows >= i / 10) & (rows < (i + 1) / 10)).double().mean(0) for i in range(10)])
     assert (share - 0.1).abs().max() < 5 * np.sqrt(0.09 / len(rows))
@@ -360,25 +340,20 @@ def test_random_actions_are_uniform_and_independent(logged, env_id, kind):
 def test_scores_of_the_qualities(logged, env_id, kind):
     score = {q: logged(env_id, kind, q).facts["data_score"] for q in QUALITIES}
     facts, own = logged(env_id, kind, "random").facts, load_policies(env_id, action_kind=kind).facts
-    for quality in ("random", "medium", "expert"):
-        assert abs(score[quality] - normalise(own[f"{quality}_score"], facts)) < 4, (
-            "as measured when policies were made"
-        )
+    for quality in ("random", "medium", "expert"):  # as measured when policies were made
+        assert abs(score[quality] - normalise(own[f"{quality}_score"], facts)) < 4
     assert score["random"] + 3 < score["medium-replay"] < score["medium"] - 3 < score["expert"] - 20
     assert abs(score["random"]) < 3, "uniform play scores 0 in the published worlds too"
 
 
 def test_return_and_score_by_hand():
-    rewards = torch.tensor(
-        [[[1.0, 2.0, 3.0], [0.0, 0.0, 6.0]], [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]]
-    )  # [E, T, N]
+    rewards = torch.tensor([[[1.0, 2.0, 3.0], [0.0, 0.0, 6.0]], [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]])
     dataset = Dataset(torch.empty(0), torch.empty(0), rewards, dict(random_score=2.5, expert_score=4.5))
     assert dataset.mean_return == 3.5  # episodes 4 and 3
-    assert normalise(dataset.mean_return, dataset.facts) == 50
-    assert normalise(np.array([2.5, 4.5]), dataset.facts).tolist() == [0, 100]
+    assert normalise(np.array([2.5, 3.5, 4.5]), dataset.facts).tolist() == [0, 50, 100]
 
 
-@quickly
+@repeatable
 @given(st.sampled_from(QUALITIES), st.integers(1, 9000), st.integers(0, 40))
 @example("medium-replay", 3, 40)  # fewer episodes than iterates
 @example("medium-replay", 9000, 0)
@@ -399,24 +374,24 @@ def test_plan_is_complete_even_and_in_order(quality, episodes, medium):
 # ------------------------------------------------------------------------------- complete files or none
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError])
-@pytest.mark.parametrize("broken", ["rollout", "write_dataset"])
-def test_broken_simulation_leaves_nothing_and_the_next_succeeds(broken, error, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("broken", "call", "error"), [("rollout", 3, KeyboardInterrupt), ("write_dataset", 1, MemoryError)]
+)
+def test_broken_simulation_leaves_nothing_and_the_next_succeeds(broken, call, error, tmp_path, monkeypatch):
     working, calls = getattr(datasets, broken), []
 
     def breaking(*args):
         result = working(*args)
         calls.append(result)
-        if len(calls) == (3 if broken == "rollout" else 1):
+        if len(calls) == call:
             raise error
         return result
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(error):
         patch.setattr(datasets, broken, breaking)
-        with pytest.raises(error):
-            load("simple_spread", "discrete", "medium-replay", 10, 0, tmp_path)
+        load(SPREAD, "discrete", "medium-replay", 10, 0, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert len(load("simple_spread", "discrete", "medium-replay", 10, 0, tmp_path).actions) == 10
+    assert len(load(SPREAD, "discrete", "medium-replay", 10, 0, tmp_path).actions) == 10
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -425,11 +400,11 @@ def test_killed_simulation_leaves_no_file_and_its_leftover_goes(tmp_path):
     code = f"""
 import os, signal, h5py, data.datasets as d
 h5py.AttributeManager.update = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-d.load_dataset("simple_spread", "medium-replay", 250, 0, {str(tmp_path)!r})
+d.load_dataset("simple_spread", "random", 250, 0, {str(tmp_path)!r})
 """
     assert run_python(code).returncode == -signal.SIGKILL
     assert [".partial" in path.name for path in tmp_path.iterdir()] == [True]
-    assert len(load_dataset("simple_spread", "medium-replay", 250, 0, tmp_path).actions) == 10
+    assert len(load_dataset(SPREAD, "random", 250, 0, tmp_path).actions) == 10
     assert [".partial" in path.name for path in tmp_path.iterdir()] == [False]
 
 
@@ -446,53 +421,46 @@ def test_interrupt_in_the_callback_of_an_object_that_goes_away_is_not_lost(place
         del thing
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    for deferred in (True, False):
-        with monkeypatch.context() as patch:
-            patch.setattr(place, goes_away)
-            if not deferred:
-                patch.setattr(datasets, "interrupts_at_the_end", contextlib.nullcontext)
-            with contextlib.ExitStack() as expected:
-                if deferred:
-                    expected.enter_context(pytest.raises(KeyboardInterrupt))
-                else:
-                    patch.setattr(sys, "unraisablehook", lambda lost: None)
-                    expected.enter_context(contextlib.suppress(InputError))  # of what the callback left out
-                load("simple_spread", "discrete", "random", 4, 0, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, goes_away)
+        with pytest.raises(KeyboardInterrupt):
+            load(SPREAD, "discrete", "random", 4, 0, tmp_path)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        patch.setattr(datasets, "interrupts_at_the_end", contextlib.nullcontext)
+        patch.setattr(sys, "unraisablehook", lambda lost: None)
+        with contextlib.suppress(InputError):  # of what the callback left out; the interrupt is lost
+            load(SPREAD, "discrete", "random", 4, 0, tmp_path)
     signal.signal(signal.SIGINT, before)
-    thread = threading.Thread(
-        target=load, args=("simple_tag", "discrete", "random", 1, 0, tmp_path / "thread")
-    )
+
+
+def test_datasets_are_simulated_in_threads_too(tmp_path):
+    """Where no signals come."""
+    thread = threading.Thread(target=load, args=("simple_tag", "discrete", "random", 1, 0, tmp_path))
     thread.start()
     thread.join()
-    assert len(list((tmp_path / "thread").iterdir())) == 1, "signals come to the main thread only"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_unwritable_folders_and_full_disks_are_told_in_one_line(tmp_path, monkeypatch):
-    """A limit on the size of files stands in for the disk; HDF5 reports it only on closing."""
-    fail = functools.partial(load, "simple_spread", "discrete", "random", 4, 0, tmp_path / "h5")
+    """A limit on the size of files stands in for the disk; HDF5 may report it only on closing."""
+    (tmp_path / "file").write_text("not a folder")
+    message = one_line(lambda: load_dataset(SPREAD, "random", 100, 0, tmp_path / "file" / "datasets"))
+    assert "cannot write" in message and str(tmp_path / "file" / "datasets") in message
+    fail = lambda: load(SPREAD, "discrete", "random", 500, 0, tmp_path / "full")  # noqa: E731
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        message = one_line(fail)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert message.startswith(f"cannot write {tmp_path}") and message.endswith("File too large")
     for error in (OSError("unable to write (errno = 28)"), RuntimeError("unable to close (errno = 28)")):
         monkeypatch.setattr(h5py.AttributeManager, "update", unittest.mock.Mock(side_effect=error))
-        assert one_line(fail).endswith("No space left on device") and os.listdir(tmp_path / "h5") == []
+        assert one_line(fail).endswith("No space left on device")
+    assert os.listdir(tmp_path / "full") == []
     monkeypatch.setattr(h5py.AttributeManager, "update", unittest.mock.Mock(side_effect=RuntimeError("bug")))
     with pytest.raises(RuntimeError, match="bug"):
         fail()
-    (tmp_path / "file").write_text("not a folder")
-    message = one_line(
-        lambda: load_dataset("simple_spread", "random", 100, 0, tmp_path / "file" / "datasets")
-    )
-    assert "cannot write" in message and str(tmp_path / "file" / "datasets") in message
-    code = f"""
-import resource, data.datasets as d, data.mixes
-data.mixes.UPDATES = 1
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-d.load_dataset("simple_spread", "random", 12_500, 0, {str(tmp_path / "full")!r})
-"""
-    last = run_python(code).stderr.splitlines()[-1]
-    assert last.startswith(f"utils.errors.InputError: cannot write {tmp_path}") and last.endswith(
-        "File too large"
-    )
-    assert os.listdir(tmp_path / "full") == []
 
 
 # -------------------------------------------------------------------------------------------- bad input
@@ -526,19 +494,10 @@ def no_episodes(file):
         put(name, lambda array: array[:0])(file)
 
 
-def crowd(file):
-    """11 agents, with observations as long as they would be."""
-    put("observations", lambda a: np.zeros((*a.shape[:2], 11, 66), "f4"))(file)
-    put("actions", lambda a: np.zeros((*a.shape[:2], 11), "i1"))(file)
-    put("rewards", lambda a: np.zeros((*a.shape[:2], 11), "f4"))(file)
-
-
 # What is done to a valid file of 4 episodes of spread, and the words that the complaint must contain.
 BAD_FILES = [
-    (lambda f: f.pop("observations"), "lacks observations"),
     (lambda f: f.clear(), "lacks observations, actions, rewards, terminals"),
     (lambda f: [f.attrs.pop(k) for k in list(f.attrs)], "attribute env_id, attribute quality"),
-    (attribute("expert_score", None), "lacks attribute expert_score"),
     (replaced(lambda f: f.create_group("rewards")), "lacks rewards"),
     (replaced(lambda f: f.update(rewards=h5py.SoftLink("/nowhere"))), "lacks rewards"),
     (replaced(lambda f: f.update(rewards=h5py.Empty("f4"))), "lacks rewards"),
@@ -547,8 +506,10 @@ BAD_FILES = [
     (attribute("action_kind", [1, 2]), "action_kind must be a string"),
     (attribute("random_score", "1.0"), "random_score must be a finite number"),
     (attribute("random_score", np.nan), "random_score must be a finite number"),
-    (attribute("expert_score", [1.0, 2.0]), "expert_score must be a finite number"),
     (attribute("expert_score", h5py.Empty("f8")), "expert_score must be a finite number"),
+    (attribute("dependence", np.nan), "attribute dependence must be a number that"),
+    (attribute("dependence_error", -1), "attribute dependence_error must be a number that"),
+    (attribute("predictability", "x"), "attribute predictability must be a number that"),
     (lambda f: f.attrs.update(random_score=7, expert_score=7.0), "equals expert_score"),
     (attribute("env_id", "simple_tag"), "data of simple_tag, not of simple_spread"),
     (attribute("action_kind", "continuous"), "use spacql_continuous.py"),
@@ -557,15 +518,11 @@ BAD_FILES = [
     (poke("actions", (3, 24, 2), 5), "actions[3, 24, 2] is not in 0..4"),
     (put("actions", lambda a: a.astype("f4")), "actions must be integers, not float32"),
     (put("actions", lambda a: a > 2), "actions must be integers, not bool"),
-    (put("actions", lambda a: a.astype("S1")), "actions must be integers"),
     (put("actions", lambda a: a.astype(str).astype(h5py.string_dtype())), "must be integers"),
     (put("actions", lambda a: np.eye(5, dtype="i1")[a]), "actions must have shape (4, 25, 3)"),
-    (put("actions", lambda a: a[..., 0]), "actions must have shape (4, 25, 3)"),
     (put("actions", lambda a: np.int8(1)), "actions must have shape (4, 25, 3)"),
     (put("observations", lambda a: a.astype("c8")), "observations must be floats"),
-    (put("observations", lambda a: a.view([("x", "f4")])), "observations must be floats"),
     (put("rewards", lambda a: a.astype("i4")), "rewards must be floats, not int32"),
-    (put("terminals", lambda a: np.full(a.shape, b"no")), "terminals must be booleans"),
     (put("terminals", lambda a: np.full(a.shape, np.nan)), "terminals must be booleans"),
     (put("observations", lambda a: a.reshape(-1, 18)), "observations must be [episodes"),
     (put("observations", lambda a: a[:, :2]), "observations must be [episodes"),
@@ -573,46 +530,27 @@ BAD_FILES = [
     (put("terminals", lambda a: a[:-1]), "terminals must have shape (4, 25)"),
     (put("observations", lambda a: a[:, :-1]), "actions must have shape (4, 24, 3)"),
     (put("rewards", lambda a: a[:, :-1]), "rewards must have shape (4, 25, 3)"),
-    (put("actions", lambda a: a[..., :2]), "actions must have shape (4, 25, 3)"),
     (put("observations", lambda a: a[:, :, :2]), "3 to 10 agents, not 2"),
-    (crowd, "3 to 10 agents, not 11"),
     (put("observations", lambda a: a[..., :-1]), "has 18 observation numbers, not 17"),
     (poke("terminals", (2, 7), True), "terminals[2, 7] is True"),
     (poke("observations", (0, 25, 2, 17), np.nan), "observations[0, 25, 2, 17] is not finite"),
-    (poke("rewards", (2, 3, 1), -np.inf), "rewards[2, 3, 1] is not finite"),
-    (
-        put("rewards", lambda a: np.where(np.arange(3) == 1, 1e300, a.astype("f8"))),
-        "rewards[0, 0, 1] is not finite",
-    ),
-    *(
-        (attribute(k, v), f"attribute {k} must be a number that")
-        for k in datasets.MEASURED
-        for v in (np.nan, -1, "x")
-    ),
+    (put("rewards", lambda a: a.astype("f8") + [0, 1e300, 0]), "rewards[0, 0, 1] is not finite"),
 ]
 # The same of files of continuous actions, with the task.
 BAD_CONTINUOUS_FILES = [
-    (SPREAD, poke("actions", (1, 2, 0, 1), 1.01), "actions[1, 2, 0, 1] is not in [-1, 1]"),
-    ("simple_tag", poke("actions", (0, 0, 0, 0), 1 + 1e-6), "actions[0, 0, 0, 0] is not in"),
+    (SPREAD, poke("actions", (1, 2, 0, 1), 1 + 1e-6), "actions[1, 2, 0, 1] is not in [-1, 1]"),
     (CHEETAH, poke("actions", (0, 9, 1, 2), -7), "actions[0, 9, 1, 2] is not in [-1, 1]"),
     (SPREAD, poke("actions", (1, 2, 0, 1), -np.inf), "actions[1, 2, 0, 1] is not finite"),
     (SPREAD, put("actions", lambda a: a.astype("i1")), "must be floats, not int8"),
-    (SPREAD, put("actions", lambda a: a[..., 0]), "actions must have shape (4, 25, 3, 2)"),
-    (SPREAD, put("actions", lambda a: a[..., [0, 1, 1]]), "must have shape (4, 25, 3, 2)"),
     (SPREAD, put("actions", lambda a: a.reshape(4, 25, 6)), "must have shape (4, 25, 3, 2)"),
     (SPREAD, attribute("action_kind", "discrete"), "not continuous ones; use spacql.py"),
     (CHEETAH, lambda f: f.pop("states"), "lacks states"),
     (CHEETAH, put("states", lambda a: a[:, :-1]), f"must have shape (4, {SHORT + 1}, 17)"),
     (CHEETAH, poke("states", (2, SHORT, 16), np.nan), f"states[2, {SHORT}, 16] is not finite"),
-    (CHEETAH, put("states", lambda a: a.astype("S4")), "states must be floats"),
-    (CHEETAH, put("actions", lambda a: a[..., :2]), f"must have shape (4, {SHORT}, 2, 3)"),
     (CHEETAH, put("observations", lambda a: a[:, :, [0, 1, 1]]), "has 2 agents, not 3"),
 ]
-
-
-BAD = [("discrete", SPREAD, *case) for case in BAD_FILES] + [
-    ("continuous", *case) for case in BAD_CONTINUOUS_FILES
-]
+BAD = [("discrete", SPREAD, *case) for case in BAD_FILES]
+BAD += [("continuous", *case) for case in BAD_CONTINUOUS_FILES]
 
 
 @pytest.mark.parametrize(("kind", "env_id", "edit", "words"), BAD)
@@ -628,34 +566,31 @@ def test_bad_file_is_refused(kind, env_id, edit, words, valid, tmp_path):
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == before
 
 
-@quickly
+@repeatable
 @given(share=st.floats(0, 1, exclude_max=True), noise=st.binary(max_size=3000), signature=st.booleans())
 @example(share=0.0, noise=b"", signature=False)
 @example(share=0.999999, noise=b"", signature=False)
 def test_truncated_file_and_random_bytes_are_refused(share, noise, signature, valid, tmp_path_factory):
-    whole, path = valid("simple_spread", "discrete").read_bytes(), tmp_path_factory.getbasetemp() / "cut.h5"
+    whole, path = valid(SPREAD, "discrete").read_bytes(), tmp_path_factory.getbasetemp() / "cut.h5"
     for content in (whole[: int(share * len(whole))], b"\x89HDF\r\n\x1a\n" * signature + noise):
         path.write_bytes(content)
-        message = one_line(lambda: load_dataset("simple_spread", str(path)))
-        assert f"cannot read {path} as HDF5 (truncated" in message
+        assert f"cannot read {path} as HDF5 (truncated" in one_line(lambda: load_dataset(SPREAD, str(path)))
 
 
-@settings(quickly, max_examples=60)
+@repeatable
 @given(place=st.integers(0, 10**6), flip=st.integers(1, 255))
 def test_damaged_bytes_are_refused_or_harmless(place, flip, valid, tmp_path_factory):
     """A flipped byte in an array cannot be noticed; in a header it must not end in anything but an
     InputError."""
-    path, raw = (
-        tmp_path_factory.getbasetemp() / "flipped.h5",
-        bytearray(valid("simple_spread", "discrete").read_bytes()),
-    )
-    with h5py.File(valid("simple_spread", "discrete")) as file:
+    path, whole = tmp_path_factory.getbasetemp() / "flipped.h5", valid(SPREAD, "discrete")
+    raw = bytearray(whole.read_bytes())
+    with h5py.File(whole) as file:
         arrays = [(d.id.get_offset(), d.id.get_storage_size()) for d in file.values()]
     headers = [i for i in range(len(raw)) if not any(start <= i < start + size for start, size in arrays)]
     raw[headers[place % len(headers)]] ^= flip
     path.write_bytes(raw)
     with contextlib.suppress(InputError):
-        load_dataset("simple_spread", str(path))
+        load_dataset(SPREAD, str(path))
 
 
 # What is asked of load_dataset, in a folder `{}`, and words of the complaint.
@@ -664,14 +599,11 @@ BAD_CALLS = [
     (("", "medium"), "unknown env-id ''", "simple_spread, simple_tag, simple_world"),
     ((CHEETAH, "medium"), "unknown env-id 'HalfCheetah-2x3'"),
     (("simple_tag", "meduim"), "unknown dataset 'meduim'", "did you mean 'medium'"),
-    (("simple_tag", "EXPERT"), "unknown dataset 'EXPERT'", "random, medium-replay, medium"),
     (("simple_tag", "{}/nothing.h5"), "no dataset file", "nothing.h5"),
     (("simple_tag", "{}/nothing/data"), "no dataset file", "nothing/data"),
     (("simple_tag", "{}"), "is a folder", "{}"),
-    (("simple_tag", ""), "is a folder", ".h5"),
-    (("simple_tag", "{}/text.h5"), "cannot read", "text.h5"),
     (("simple_tag", "{}/text"), "cannot read", "text"),
-    (("simple_tag", "medium", HORIZON - 1), "size 24", "25"),
+    (("simple_tag", "medium", 24), "size 24", "25"),
     (("simple_tag", "medium", 100, -1), "seed -1", "negative"),
     ((CHEETAH, "medium", 29, 0, "{}/d", "continuous"), "size 29 is less", "of 30"),
     (("simple_tag", "{}", 100, 0, "{}/d", "continuous"), "is not an OMAR folder of simple_tag"),
@@ -680,7 +612,6 @@ BAD_CALLS = [
 
 @pytest.mark.parametrize(("call", "words"), [(call, words) for call, *words in BAD_CALLS])
 def test_bad_request_is_refused(call, words, tmp_path):
-    (tmp_path / "text.h5").write_text("hello\nworld")
     (tmp_path / "text").write_text("a,b\n1,2")
     call = [word.format(tmp_path) if isinstance(word, str) else word for word in call]
     call += [100, 0, tmp_path / "d"][len(call) - 2 :]
@@ -690,13 +621,11 @@ def test_bad_request_is_refused(call, words, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("num", "horizon", "kind"), [(5, 25, "f4"), (10, 25, "f4"), (3, 2, "f8"), (3, 40, "f2")]
-)
-def test_other_sizes_are_accepted(num, horizon, kind, tmp_path, valid):
+@pytest.mark.parametrize(("num", "horizon", "kind"), [(5, 25, "f4"), (10, 2, "f8"), (3, 40, "f2")])
+def test_own_data_of_other_sizes_are_accepted(num, horizon, kind, tmp_path, valid):
     """People may bring data of 3 to 10 agents, other horizons and other precisions."""
     dim = 4 + 2 * num + 4 * (num - 1)
-    with h5py.File(tmp_path / "own.hdf5", "w") as file, h5py.File(valid("simple_spread", "discrete")) as old:
+    with h5py.File(tmp_path / "own.hdf5", "w") as file, h5py.File(valid(SPREAD, "discrete")) as old:
         file["observations"] = np.ones((2, horizon + 1, num, dim), kind)
         file["actions"] = np.full((2, horizon, num), 4, "u2")
         file["rewards"] = np.ones((2, horizon, num), kind)
@@ -705,7 +634,7 @@ def test_other_sizes_are_accepted(num, horizon, kind, tmp_path, valid):
             file.attrs[k] = old.attrs[k]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        dataset = load_dataset("simple_spread", str(tmp_path / "own.hdf5"))
+        dataset = load_dataset(SPREAD, str(tmp_path / "own.hdf5"))
     assert dataset.observations.shape == (2, horizon + 1, num, dim) and dataset.mean_return == horizon
     assert (dataset.observations.dtype, dataset.actions.dtype) == (torch.float32, torch.int64)
     assert (dataset.actions == 4).all() and set(datasets.MEASURED) < set(dataset.facts)
