@@ -5,7 +5,7 @@ What is drawn is taken from the run: the functions that draw are tested in test_
 
 import pytest
 import torch
-from common import SCRIPTS, close, gradients, load, rejects, separate_network
+from common import close, gradients, load, rejects, separate_network
 from mutants_scripts import ROUND
 from torch.utils._pytree import tree_map
 
@@ -19,24 +19,18 @@ class Spy:
     """Notes what a round's functions are given and return, and the gradients before they are clipped."""
 
     def __init__(self, module, patch):
-        self.calls, self.gradients, self.params = {name: [] for name in SPIED}, [], []
+        self.calls, self.gradients = {name: [] for name in SPIED}, []
         for name in SPIED:
             patch.setattr(module, name, self.noting(name, getattr(module, name)))
-        clip = module.clip_gradients
+        clip, params = module.clip_gradients, []
 
-        def noting_clip(params):
-            self.gradients.append([p.grad.clone() for p in params])
-            self.params.append(params)
-            self.critic = [
-                p.detach().clone() for p in self.params[0]
-            ]  # in the end: as the actors' turn finds it
-            clip(params)
+        def noting_clip(of_one):
+            self.gradients.append([p.grad.clone() for p in of_one])
+            params.append(of_one)
+            self.critic = [p.detach().clone() for p in params[0]]  # in the end as the actors find it
+            clip(of_one)
 
         patch.setattr(module, "clip_gradients", noting_clip)
-
-    def index(self):
-        """The transitions drawn, [S, B]."""
-        return next(result for (draw, *_), result in self.calls["per_seed"] if draw is torch.randint)
 
     def noting(self, name, original):
         copy = lambda x: x.detach().clone() if isinstance(x, torch.Tensor) else x  # noqa: E731
@@ -47,6 +41,10 @@ class Spy:
             return result
 
         return noting
+
+    def index(self):
+        """The transitions drawn, [S, B]."""
+        return next(result for (draw, *_), result in self.calls["per_seed"] if draw is torch.randint)
 
 
 def separate(params, s):
@@ -67,7 +65,8 @@ def same(actual, expected):
 def reference(script, args, dataset, saved, spy, s):
     """The critics and the actors of seed s, with the gradients that the round must have."""
     module, doubles = script.module, lambda x: x[s].double()
-    centred = script.kind == "continuous" and args["env_id"] == "simple_spread"
+    continuous = script.kind == "continuous"
+    centred = continuous and args["env_id"] == "simple_spread"
     data, _ = module.prepare(dataset, torch.device("cpu"))
     index = spy.index()[s]
     assert index.shape == (16,) and 0 <= index.min() and index.max() < len(data[0])
@@ -97,7 +96,7 @@ def reference(script, args, dataset, saved, spy, s):
 
     (_, actions, *policies, _), (candidates, log_weights) = spy.calls["penalty_candidates"][0]  # equation (5)
     same(actions[s], a1)
-    if script.kind == "continuous":
+    if continuous:
         places = (o1, o2) if args["env_id"] == "HalfCheetah-2x3" else ()
         for policy, obs in zip(policies[0], places, strict=True):
             same(policy[s], torch.stack([actors[i](obs[:, i]).tanh() for i in range(num)], dim=1))
@@ -107,39 +106,35 @@ def reference(script, args, dataset, saved, spy, s):
     for m in range(some):
         rows = [values(critics, s1, doubles(candidates)[:, m, c], centred) for c in range(count)]
         weighted = torch.stack(rows, -1) + doubles(log_weights)[:, m]  # [E, B, C]
-        penalty = penalty + weighted.exp().sum(-1).log() / some - q
-        penalty = penalty + q if m else penalty
+        penalty = penalty + (weighted.exp().sum(-1).log() - q) / some
     ((q - y) ** 2 + args["cql_alpha"] * penalty).mean(1).sum().backward()
 
     others, critics_then = a1, separate(spy.critic, s)  # equation (6), with the critics after their step
     clone_weight = args["clone_weight"] * dataset.facts["predictability"] ** 2
-    if args["actor_others"] == "policy" and script.kind == "discrete":
+    if args["actor_others"] == "policy" and continuous:
+        others = torch.stack([actors[i](o1[:, i]).tanh().detach() for i in range(num)], dim=1)
+    elif args["actor_others"] == "policy":
         (actor, obs, *_), others = spy.calls["sample_policy"][1]
         assert all(map(torch.equal, actor, saved["actor"]))
         same(obs[s], o1)
         others = others[s, :, 0].double()
-    elif args["actor_others"] == "policy":
-        others = torch.stack([actors[i](o1[:, i]).tanh().detach() for i in range(num)], dim=1)
     for i, network in enumerate(actors):
         outputs = network(o1[:, i])
 
-        def among(own, i=i):
-            return torch.stack([own if j == i else others[:, j] for j in range(num)], dim=1)
+        def value(own, i=i):
+            joint = torch.stack([own if j == i else others[:, j] for j in range(num)], dim=1)
+            return values(critics_then, s1, joint, centred).mean(0)
 
-        if script.kind == "discrete":
-            log_pi = outputs.log_softmax(-1)
-            each = [
-                values(critics_then, s1, among(a.expand(batch, -1)), centred).mean(0)
-                for a in torch.eye(5).double()
-            ]
-            value = (log_pi.exp() * torch.stack(each, -1).detach()).sum(-1)
-            entropy, imitation = -(log_pi.exp() * log_pi).sum(-1), (log_pi * a1[:, i]).sum(-1)
-            loss = -(value + args["entropy_coef"] * entropy + clone_weight * imitation).mean()
-        else:
+        if continuous:
             action = outputs.tanh()
-            value = values(critics_then, s1, among(action), centred).mean(0).mean()
             small = module.ACTION_L2 * action.square().mean() + args["output_l2"] * outputs.square().mean()
-            loss = small + clone_weight * (action - a1[:, i]).square().mean() - value
+            loss = small + clone_weight * (action - a1[:, i]).square().mean() - value(action).mean()
+        else:
+            log_pi, every_action = outputs.log_softmax(-1), torch.eye(5).double()
+            each = torch.stack([value(a.expand(batch, -1)) for a in every_action], -1).detach()
+            entropy, imitation = -(log_pi.exp() * log_pi).sum(-1), (log_pi * a1[:, i]).sum(-1)
+            bonus = args["entropy_coef"] * entropy + clone_weight * imitation
+            loss = -((log_pi.exp() * each).sum(-1) + bonus).mean()
         loss.backward()
     return dict(critic=critics, actor=actors)
 
@@ -153,9 +148,8 @@ def check_round(script, data_dir, flags):
         saved, spy = load("runs/round"), Spy(module, patch)
         module.main("--resume runs/round --rounds 4".split())
         after, args = load("runs/round"), saved["args"]
-    dataset = load_dataset(
-        *(args[k] for k in "env_id dataset dataset_size data_seed data_dir".split()), script.kind
-    )
+    source = [args[k] for k in "env_id dataset dataset_size data_seed data_dir".split()]
+    dataset = load_dataset(*source, script.kind)
     assert len(spy.gradients) == 2 and len(spy.calls["partial_replacement"]) == 1
     assert not torch.equal(*spy.index()), "each seed draws its own transitions"
     for s in range(2):
@@ -175,39 +169,29 @@ def check_round(script, data_dir, flags):
         for p in params:
             p.grad *= (0.5 / norms).clamp(max=1)
         adam.step()
-        for p, new, slow, slower in zip(
-            params, after[name], saved[f"target_{name}"], after[f"target_{name}"], strict=True
-        ):
+        targets = zip(saved[f"target_{name}"], after[f"target_{name}"], strict=True)
+        for p, new, (slow, slower) in zip(params, after[name], targets, strict=True):
             close(new, p.detach(), 1e-5)
             close(slower, slow + tau * (new - slow), 1e-6)
 
 
 ROUNDS = [
-    "",
+    "--clone-weight 2 --penalty-agents 2",
     "--penalty macql --backup uniform",
-    "--backup joint --actor-others policy",
-    "--backup icql-qs --clone-weight 2 --penalty-agents 2",
-    "--env-id simple_tag --dataset expert --penalty-agents 3",
+    "--backup joint --actor-others policy --env-id simple_tag --dataset expert",
+    "--backup icql-qs --env-id {0.world} {0.world_flags}",
 ]
 
 
 @pytest.mark.parametrize("flags", ROUNDS)
-def test_a_round_is_the_one_of_separate_networks(script, flags, run, data_dir):
-    check_round(script, data_dir, flags)
+def test_a_round_is_the_one_of_separate_networks(flags, script, run, data_dir, monkeypatch):
+    """In the first the batch goes through the critics in four to eight parts."""
+    if flags == ROUNDS[0]:
+        monkeypatch.setattr(script.module, "CACHE_NUMBERS", 1000)
+    check_round(script, data_dir, flags.format(script))
 
 
-def test_a_round_of_the_scripts_own_world(script, run, data_dir):
-    check_round(script, data_dir, f"--env-id {script.world} {script.world_flags}")
-
-
-def test_a_round_in_parts(script, run, data_dir, monkeypatch):
-    """The batch goes through the critics in four to eight parts."""
-    monkeypatch.setattr(script.module, "CACHE_NUMBERS", 1000)
-    check_round(script, data_dir, "")
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=str)
 @pytest.mark.parametrize("mutant", [(part, name) for part in ROUND for name in ROUND[part]], ids=": ".join)
-def test_a_mistake_in_a_round_is_noticed(script, mutant, run, data_dir):
+def test_a_mistake_in_a_round_is_noticed(mutant, script, run, data_dir):
     part, name = mutant
     rejects(check_round, script.edited(*ROUND[part][name]), data_dir, "")
