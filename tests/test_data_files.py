@@ -12,7 +12,7 @@ from damage import run_python
 
 from data.behaviour import Args
 from utils.errors import InputError
-from utils.files import atomic, parse, reading, run_script
+from utils.files import atomic, current_commit, parse, reading, run_script
 
 
 @pytest.mark.parametrize("folder", [False, True])
@@ -38,22 +38,24 @@ def test_atomic_appears_only_at_the_end(folder, tmp_path):
         assert path.read_text() == "second" and list(path.parent.iterdir()) == [path]
 
 
-def test_leftovers_of_killed_processes_go_and_others_stay(tmp_path):
+def test_leftovers_of_killed_processes_go_and_others_stay(tmp_path, monkeypatch):
     """Whoever runs may be writing; on another machine that cannot be told."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    host = socket.gethostname()
+    host, kill = socket.gethostname(), os.kill
+
+    def kill_or_refuse(pid, sent):
+        if pid == 99:  # somebody else's
+            raise PermissionError
+        kill(pid, sent)
+
+    monkeypatch.setattr(os, "kill", kill_or_refuse)
     gone = [f"a.{host}-{dead.pid}.partial.h5", f"a.{host}-{os.getpid()}.partial.h5"]
-    names = ["1.partial.h5", f"{dead.pid}.partial.npz", "x.partial.h5", f"{dead.pid}.h5"]
-    kept = [f"a.{host}-{name}" for name in names]  # process 1 runs, the others have other names
-    kept += [
-        f"a.elsewhere-{dead.pid}.partial.h5",
-        f"b.{host}-{dead.pid}.partial.h5",
-        f"a{host}-{dead.pid}.partial.h5",
-    ]
-    for name in gone + kept:
+    names = ["1.partial.h5", "99.partial.h5", f"{dead.pid}.partial.npz", "x.partial.h5", f"{dead.pid}.h5"]
+    kept = [f"a.{host}-{name}" for name in names]  # processes 1 and 99 run, the others have other names
+    kept += [f"{start}-{dead.pid}.partial.h5" for start in ("a.elsewhere", f"b.{host}", f"a{host}")]
+    for name in gone[1:] + kept:
         (tmp_path / name).touch()
-    (tmp_path / gone[0]).unlink()
     (tmp_path / gone[0]).mkdir()
     (tmp_path / gone[0] / "half").touch()
     with atomic(tmp_path / "a.h5") as partial:
@@ -62,84 +64,52 @@ def test_leftovers_of_killed_processes_go_and_others_stay(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([*kept, "a.h5"])
 
 
-def test_a_file_of_somebody_elses_process_stays(tmp_path, monkeypatch):
-    def forbidden(pid, sent):
-        raise PermissionError
-
-    monkeypatch.setattr(os, "kill", forbidden)
-    other = tmp_path / f"a.{socket.gethostname()}-99.partial.h5"
-    other.touch()
-    with atomic(tmp_path / "a.h5") as partial:
-        partial.touch()
-    assert other.exists()
-
-
 def test_failed_writes_and_reads_are_told_in_one_line(tmp_path):
-    def fail():
-        with atomic(tmp_path / "x") as partial:
+    def write(path):
+        with atomic(path) as partial:
             partial.write_text("half")
             raise OSError("file write failed: time = noon\n, errno = 28")
 
-    assert "errno = 28" in one_line(fail)
-    assert list(tmp_path.iterdir()) == []
+    assert "errno = 28" in one_line(lambda: write(tmp_path / "x")) and list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
+    assert f"cannot write {tmp_path / 'file' / 'x'}: " in one_line(lambda: write(tmp_path / "file" / "x"))
 
-    def under_a_file():
-        with atomic(tmp_path / "file" / "x"):
-            pytest.fail("got there")
+    def read(error):
+        with reading(tmp_path / "file", "a poem"):
+            raise error
 
-    assert f"cannot write {tmp_path / 'file' / 'x'}: " in one_line(under_a_file)
-    for error, words in (
-        (KeyError("a\n\0b"), "KeyError: 'a"),
-        (ValueError(), "ValueError: ValueError"),
-        (InputError("x" * 20), "xxx"),
-    ):
-
-        def read(error=error):
-            with reading(tmp_path / "file", "a poem"):
-                raise error
-
-        said = one_line(read)
-        assert words in said and ("as a poem" in said) == (type(error) is not InputError)
+    said = f"cannot read {tmp_path / 'file'} as a poem (truncated, damaged or foreign): "
+    assert one_line(lambda: read(KeyError("a\n\0b"))).startswith(said + "KeyError: 'a")
+    assert one_line(lambda: read(ValueError())) == said + "ValueError: ValueError"
+    assert one_line(lambda: read(InputError("x" * 20))) == "x" * 20
 
 
 COMPLAINTS = {
     "--nonsense 3": "Unrecognized options: --nonsense, 3",
-    "stray": "Unrecognized options: stray",
     "--env-di simple_tag": "Unrecognized options: --env-di, simple_tag; did you mean --env-id?",
     "--iterations many": "Error parsing --iterations: invalid literal for int() with base 10: 'many'",
-    "--gamma high": "Error parsing --gamma: could not convert string to float: 'high'",
     "--iterations": "Missing value for argument '--iterations'. Expected 1 values.",
     "--env-id simple_tga": "unknown --env-id 'simple_tga' (choose from simple_spread, simple_tag, "
     "simple_world, HalfCheetah-2x3); did you mean 'simple_tag'?",
-    "--action-kind x": "unknown --action-kind 'x' (choose from discrete, continuous)",
 }
 
 
-@pytest.mark.parametrize("columns", ["30", "80", "300"])
 @pytest.mark.parametrize("flags", COMPLAINTS)
-def test_complaint_about_flags_is_one_line(flags, columns, monkeypatch):
-    monkeypatch.setenv("COLUMNS", columns)
-    message = one_line(lambda: parse(Args, flags.split()))
-    if columns != "30":  # where words are broken
-        assert message == COMPLAINTS[flags]
-    assert "help" not in message and "│" not in message
+def test_complaint_about_flags_is_one_line_at_any_width(flags, monkeypatch):
+    for columns in ("30", "80", "300"):
+        monkeypatch.setenv("COLUMNS", columns)
+        message = one_line(lambda: parse(Args, flags.split()))
+        assert message == COMPLAINTS[flags] or columns == "30"  # where words are broken
+        assert "help" not in message and "│" not in message
 
 
-@pytest.mark.parametrize("columns", [40, 80, 200])
-def test_help_explains_every_flag_at_any_width(columns, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", str(columns))
+def test_help_explains_every_flag(capsys):
     with pytest.raises(SystemExit) as stop:
         parse(Args, ["--help"], description="What it does.")
-    _, *lines = capsys.readouterr().out.splitlines()  # the first has a program's path
-    assert stop.value.code in (0, None) and lines[1] == "What it does." and "options" in lines[3]
-    assert max(map(len, lines)) <= columns and not any("\x1b" in line for line in lines)
-    said = "".join("".join(lines).replace("│", "").split())
+    said = capsys.readouterr().out
+    assert stop.value.code in (0, None) and "What it does." in said
     for name in asdict(Args()):
         assert f"--{name.replace('_', '-')}" in said
-    assert (
-        "worldssteppedtogether" in said and "{simple_spread,simple_tag,simple_world,HalfCheetah-2x3}" in said
-    )
 
 
 def test_parse_reads_flags_and_defaults(monkeypatch):
@@ -150,9 +120,9 @@ def test_parse_reads_flags_and_defaults(monkeypatch):
     assert one_line(lambda: parse(Args, [])) == "the command line is wrong; try --help"
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_script_ends_with_status_2_and_one_line(encoding, tmp_path):
-    environment = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "40"}
+def test_script_ends_with_status_2_and_one_line(tmp_path):
+    """Even where the terminal knows no box-drawing letters."""
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "40"}
     done = run_python(["-m", "data.behaviour", "--out", str(tmp_path), "--iteration", "5"], env=environment)
     hint = "did you mean --iterations or --selfplay-iterations or --value-iterations?"
     line = f"data.behaviour: error: Unrecognized options: --iteration, 5; {hint}\n"
@@ -165,11 +135,7 @@ def test_script_ends_with_status_2_and_one_line(encoding, tmp_path):
     [
         (InputError("bad thing"), 2, "name: error: bad thing\n"),
         (KeyboardInterrupt(), 130, "\nname: interrupted\n"),
-        (
-            OSError(28, "No space left on device", "runs/x"),
-            2,
-            "name: error: runs/x: No space left on device\n",
-        ),
+        (OSError(28, "No space left", "runs/x"), 2, "name: error: runs/x: No space left\n"),
         (OSError("odd\nfile"), 2, "name: error: odd file\n"),
         (BrokenPipeError(), 2, ""),
     ],
@@ -181,10 +147,7 @@ def test_run_script_ends_tidily(error, status, said, capsys):
     with pytest.raises(SystemExit) as stop:
         run_script("name", main)
     assert (stop.value.code, capsys.readouterr()) == (status, ("", said))
-
-
-def test_run_script_hides_no_bug():
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):  # it hides no bug
         run_script("name", lambda: 1 / 0)
 
 
@@ -194,7 +157,6 @@ PRINTS = "from utils.files import run_script; run_script('name', lambda: print({
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("python -m data.behaviour --help | true", ""),
         (f'python -c "{PRINTS.format("2 * 10**5 * chr(65)")}" | head -c 5', ""),
         (f'python -c "{PRINTS.format(1)}" > /dev/full', "name: error: No space left on device\n"),
     ],
@@ -206,8 +168,6 @@ def test_closed_pipes_and_full_disks_leave_no_traceback(command, said):
 
 
 def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
-    from utils.files import current_commit
-
     assert current_commit() not in ("", "unknown")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert current_commit() == "unknown"
