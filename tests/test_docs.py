@@ -149,8 +149,8 @@ def test_a_world_of_your_own(tmp_path):
             assert source.count(old) == 1, old
             (tmp_path / name).write_text(source.replace(old, new))
     small = "--env-id meeting --dataset meeting.h5 --rounds 2 --batch-size 16 --eval-episodes 8 --device cpu"
-    for command in ("make.py", f"spacql.py {small}"):
-        subprocess.run([sys.executable, *command.split()], cwd=tmp_path, check=True)
+    both = f"import make, spacql; spacql.main({small.split()})"
+    subprocess.run([sys.executable, "-c", both], cwd=tmp_path, check=True)
 
 
 def test_they_can_be_read_in_one_sitting():

@@ -109,8 +109,8 @@ def uncertainty_is_the_spread_of_the_members(script, measure, seed, *shape):
 
 @check_of("replacement_weights", st.lists(st.just(0.0) | st.floats(1e-4, 1e4), min_size=1, max_size=6))
 def weights_are_inverse_uncertainties(script, weigh, u):
-    """On the simplex, (1 / u_k) / sum_m 1 / u_m, blind to the unit of u. Where some sizes have no spread these
-    share all of the weight, as with one critic."""
+    """On the simplex, (1 / u_k) / sum_m 1 / u_m, blind to the unit of u. Sizes without any spread share all
+    of the weight, as with one critic."""
     expected = [float(v == 0) / u.count(0) if 0 in u else (1 / v) / sum(1 / x for x in u) for v in u]
     for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-3)):
         for factor in (1, 0.01, 100):
