@@ -1,5 +1,5 @@
-"""Deliberate mistakes in worlds and data, at most four a property. The test of the property must reject each
-of them. Mistakes in worlds get pytest's monkeypatch and return what builds worlds."""
+"""Deliberate mistakes in worlds and in data: the test of a property must reject each of them. Mistakes in
+worlds get pytest's monkeypatch and return what builds worlds."""
 
 from dataclasses import replace
 
@@ -22,22 +22,6 @@ class MovesByOldVelocity(Worlds):
         return self._rewards()
 
 
-class LandmarksInReverse(Worlds):
-    """Observes the landmarks in the wrong order."""
-
-    def observe(self, i):
-        right, self.landmarks = self.landmarks, self.landmarks.flip(1)
-        seen, self.landmarks = super().observe(i), right
-        return seen
-
-
-class SwapsLeftAndRight(Worlds):
-    """Takes discrete action 1 for +x."""
-
-    def advance(self, actions):
-        return super().advance(torch.tensor([0, 2, 1, 3, 4])[actions])
-
-
 def constant(name, value):
     """Worlds with another constant in their module."""
     return lambda patch: patch.setattr(particles, name, value) or Worlds
@@ -54,27 +38,38 @@ def attribute(name, change):
     return lambda patch: make
 
 
-def last(step):
-    """Adds `step` to the last entry: the prey's, or the last landmark's."""
-    return lambda values: values + step * (torch.arange(len(values)) == len(values) - 1)
+def one(place, step):
+    """Adds `step` to one entry of what belongs to bodies (the last is the prey) or landmarks."""
+    return lambda values: values.index_add(0, torch.tensor([place]), torch.tensor([step], dtype=values.dtype))
+
+
+def bounds(change):
+    """Worlds with another penalty for leaving the arena."""
+    right = particles.arena_penalty
+    return constant("arena_penalty", lambda distance: change(distance, right(distance)))
 
 
 SPREAD, TAG, WORLD = ("simple_spread", "discrete"), ("simple_tag", "discrete"), ("simple_world", "continuous")
 WORLDS = {  # name: (in which worlds it is made, mistake)
     "contact force": (TAG, constant("CONTACT_FORCE", 101.0)),
     "contact margin": (TAG, constant("CONTACT_MARGIN", 1.1e-3)),
-    "contact distances": (WORLD, attribute("contact_distance", lambda d: d + 1e-3)),
+    "size of bodies": (TAG, attribute("contact_distance", lambda d: d + 1e-3 * (torch.arange(6) < 4))),
+    "size of obstacles": (TAG, attribute("contact_distance", lambda d: d + 1e-3 * (torch.arange(6) > 3))),
     "damping": (TAG, constant("DAMPING", 0.26)),
-    "speed limit of the prey": (WORLD, attribute("max_speed", last(0.01))),
-    "size of the forests": (WORLD, attribute("landmark_size", last(0.05))),
+    "speed limit of a predator": (TAG, attribute("max_speed", one(0, 0.01))),
+    "speed limit of the prey": (WORLD, attribute("max_speed", one(3, 0.01))),
+    "size of a forest": (WORLD, attribute("landmark_size", one(3, 0.05))),
+    "size of the other forest": (WORLD, attribute("landmark_size", one(4, 0.05))),
     "gain of the agents": (SPREAD, attribute("gain", lambda gain: gain * 1.01)),
     "position moves first": (TAG, lambda patch: MovesByOldVelocity),
-    "landmarks in reverse": (TAG, lambda patch: LandmarksInReverse),
-    "left and right": (TAG, lambda patch: SwapsLeftAndRight),
+    "others in reverse": (TAG, attribute("others", lambda others: others.flip(1))),
+    "left and right": (TAG, attribute("force_of_action", lambda forces: forces[[0, 2, 1, 3, 4]])),
     "touch penalty": (SPREAD, constant("SPREAD_TOUCH_PENALTY", 1.0)),
     "landmark reward": (SPREAD, constant("SPREAD_MAX_REWARD", 11.0)),
     "catch reward": (WORLD, attribute("task", lambda task: replace(task, catch_reward=10.0))),
-    "bounds penalty": (WORLD, constant("arena_penalty", torch.zeros_like)),
+    "bounds up to 1": (WORLD, bounds(lambda distance, b: b * (distance > 1))),
+    "bounds beyond 1": (WORLD, bounds(lambda distance, b: b * (distance < 1) + (distance >= 1))),
+    "bounds without a limit": (WORLD, bounds(lambda distance, b: torch.where(b == 10, 11.0, b))),
     "place of the food": (WORLD, constant("FOODS", slice(2, 4))),
 }
 
@@ -120,13 +115,7 @@ TABLE = {
     "players": {
         "agents swapped": lambda d, players: (replace(d, actions=swapped(d.actions, 2)), players),
         "the first iterate": lambda d, players: (d, [(0, count) for _, count in players]),
-        "iterates in reverse, or the expert": lambda d, players: (
-            d,
-            [
-                (p if len(players) > 2 else -1 - p, n)
-                for (p, _), (_, n) in zip(players[::-1], players, strict=True)
-            ],
-        ),
+        "another iterate": lambda d, players: (d, [(-1 - player, count) for player, count in players]),
     },
     "dependence": {
         "a product of own distributions": lambda patch, data: patch.setattr(mixes, "CLASSES", 1),
