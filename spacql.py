@@ -84,9 +84,9 @@ class Args:
     penalty: Literal["cfcql", "macql"] = "cfcql"
     """on the actions of an agent, the others as logged, or on joint actions"""
     actor_others: Literal["logged", "policy"] = "logged"
-    """whom agents improve against in (6): others as logged (the paper) or by policy (ours)"""
+    """the others in (6): as logged (the paper) or by policy (ours)"""
     clone_weight: float = 0.0
-    """of cloning in (6), times the squared predictability of the logged actions (ours)"""
+    """of cloning in (6), times the data's squared predictability (ours)"""
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
     penalty_agents: int | None = None
@@ -100,13 +100,13 @@ class Args:
     num_seeds: int = 1
     """[S] seeds trained at once: seed, seed + 1, ..."""
     rounds: int | None = None
-    """of 5 critic steps, one actor step and one target step; default 800"""
+    """of 5 critic, one actor and one target step; default 800"""
     batch_size: int | None = None
     """[B] transitions per step; default 256"""
     paper_size: bool = False
-    """the paper's batch, rounds and learning rate, and all agents in the penalty"""
+    """the paper's batch, rounds, learning rate, and all agents in the penalty"""
     learning_rate: float | None = None
-    """of Adam, for critics and actors; default by task"""
+    """of Adam; default by task"""
     gamma: float = 0.95
     """discount"""
     hidden: int = 64
@@ -115,8 +115,8 @@ class Args:
     """rounds between evaluations and checkpoints"""
     eval_episodes: int = 200
     """episodes per seed and evaluation, and five times as many in the end"""
-    dataset_size: int = 1_000_000
-    """transitions to simulate for a named dataset"""
+    dataset_size: int | None = None
+    """transitions to simulate; default the paper's"""
     data_seed: int = 0
     """seed of the simulated dataset"""
     data_dir: str = "datasets"

@@ -85,17 +85,19 @@ class Args:
     env_id: Literal["simple_spread", "simple_tag", "simple_world", "HalfCheetah-2x3"] = "simple_spread"
     """task"""
     dataset: str = "medium"
-    """random, medium-replay, medium, expert, .h5 file or OMAR folder"""
+    """random, medium-replay, medium, expert, .h5 file, OMAR folder or vault"""
     prey: str | None = None
-    """pretrained_adv_model.pt, if not beside or above an OMAR folder"""
+    """OMAR's pretrained_adv_model.pt, if not beside or above such a folder"""
+    policies: str | None = None
+    """folder of other policies and prey than the shipped ones"""
     backup: Literal["spacql", "icql-qs", "joint", "uniform"] = "spacql"
     """TD target: w_k by uncertainty, k = 1, k = n, or w_k = 1/n"""
     penalty: Literal["cfcql", "macql"] = "cfcql"
     """on the actions of an agent, the others as logged, or on joint actions"""
     actor_others: Literal["logged", "policy"] = "logged"
-    """whom agents improve against in (6): others as logged (the paper) or by policy (ours)"""
+    """the others in (6): as logged (the paper) or by policy (ours)"""
     clone_weight: float = 0.0
-    """of cloning in (6), times the squared predictability of the logged actions (ours)"""
+    """of cloning in (6), times the data's squared predictability (ours)"""
 
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
@@ -112,13 +114,13 @@ class Args:
     """[S] seeds trained at once: seed, seed + 1, ..."""
 
     rounds: int | None = None
-    """of 5 critic steps, one actor step and one target step; default 800, HalfCheetah 2000"""
+    """of 5 critic, one actor and one target step; default 800, HalfCheetah 2000"""
     batch_size: int | None = None
     """[B] transitions per step; default 256"""
     paper_size: bool = False
-    """the paper's batch, rounds and learning rate, and all agents in the penalty"""
+    """the paper's batch, rounds, learning rate, and all agents in the penalty"""
     learning_rate: float | None = None
-    """of Adam, for critics and actors; default by task"""
+    """of Adam; default by task"""
     gamma: float | None = None
     """discount; default 0.95, HalfCheetah 0.99"""
     hidden: int | None = None
@@ -128,8 +130,8 @@ class Args:
     eval_episodes: int | None = None
     """per seed and evaluation, five times as many in the end; default 200, HalfCheetah 4"""
 
-    dataset_size: int = 1_000_000
-    """transitions to simulate for a named dataset"""
+    dataset_size: int | None = None
+    """transitions to simulate; default the paper's"""
     data_seed: int = 0
     """seed of the simulated dataset"""
     data_dir: str = "datasets"
@@ -264,7 +266,7 @@ def penalty_candidates(args, actions, policies, generators):
     """What (5) holds against the data: joint actions [S, B, M, C, N, A] and their log-weights [S, B, M, C].
 
     cfcql: actions of random agents, the others as in actions [S, B, N, A]; macql: joint actions, the team as
-    one agent (M = 1). policies: actions [S, B, N, A] around which there are candidates, beside uniform ones.
+    one agent (M = 1). policies: actions [S, B, N, A] near which some candidates are.
     """
     batch, num_agents, dim = actions.shape[1:]
     order = per_seed(torch.rand, generators, (batch, num_agents)).argsort(-1)
@@ -349,8 +351,9 @@ def main(argv=None):
     """Train; prints the summary as JSON and returns it."""
     args, saved = runs.open_run(Args, argv, __doc__, SCRIPT)
     device = runs.pick_device(args.device)
-    prey = find_prey(args.env_id, args.dataset, args.prey, device)
-    dataset = load_dataset(args.env_id, args.dataset, args.dataset_size, args.data_seed, args.data_dir, KIND)
+    prey = find_prey(args, device)
+    simulated = args.dataset_size, args.data_seed, args.data_dir, KIND, args.prey, args.policies
+    dataset = load_dataset(args.env_id, args.dataset, *simulated)
     num_agents, obs_dim = dataset.observations.shape[2:]
     args = fill_in(args, dataset.facts["quality"], num_agents)
     data, scale = prepare(dataset, device)
@@ -374,9 +377,8 @@ def main(argv=None):
     say(f"{folder}: {describe(dataset)}")
     log = runs.start_log(folder, args, first_round)
     policy = partial(play, actor, scale=scale)
-    make_worlds = partial(make_env, args.env_id, num_agents=num_agents, device=device)
-    make_worlds = partial(make_worlds, action_kind=KIND, prey=prey)
-    worlds = make_worlds(args.num_seeds * args.eval_episodes)
+    world = dict(num_agents=num_agents, device=device, action_kind=KIND, prey=prey)
+    worlds = make_env(args.env_id, args.num_seeds * args.eval_episodes, **world)
     sizes = {"icql-qs": [1], "joint": [num_agents]}.get(args.backup, range(1, num_agents + 1))
     sizes = torch.tensor(list(sizes), device=device)  # [K]
     watched = []  # w_k of the updates since the last evaluation, [S, K]
@@ -452,7 +454,7 @@ def main(argv=None):
             runs.save_checkpoint(folder, networks, optimizers, generators, rest | dict(facts=dataset.facts))
 
     # ---- the reported scores, in fresh worlds
-    worlds = make_worlds(FINAL_FACTOR * args.num_seeds * args.eval_episodes)
+    worlds = make_env(args.env_id, FINAL_FACTOR * args.num_seeds * args.eval_episodes, **world)
     returns = evaluate(policy, worlds, args.num_seeds, EVAL_SEED + 1)
     scores = normalise(returns.mean(1), dataset.facts)
     return runs.save_results(log, args, returns, scores, history, dataset.facts)

@@ -24,8 +24,11 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import brentq, minimize
+from scipy.special import logsumexp, softmax
 from tqdm import tqdm
 
+from data.omar import PUBLISHED_CARDS, PUBLISHED_SCORES, Card, load_prey
 from envs.half_cheetah import HalfCheetah
 from envs.particles import ENV_IDS, HORIZON, WITH_PREY, Worlds
 from envs.shipped import POLICY, POLICY_DIR, check_task, greedy, init_mlp, mlp, rollout
@@ -34,7 +37,7 @@ from utils.files import atomic, parse, run_script, say
 
 HIDDEN = 64  # units of both hidden layers of the actors, half those of the value function
 INITIAL_STD = 0.6  # of Gaussian actors, near that of uniform actions
-MEDIUM_SHARE = 0.4  # the medium policy is the iterate nearest to this share of the way from random to expert
+MEDIUM_SHARES = (0.75, 1.25)  # of the medium level, between which the iterates lie that make medium data
 SCORE_EPISODES = 20_000  # behind the shipped scores; fewer, of as many steps in all, in HalfCheetah
 
 
@@ -56,6 +59,8 @@ class Args:
     """worlds stepped together; an iteration is one episode in each"""
     learning_rate: float = 1e-3
     """Adam's, decayed linearly to zero"""
+    prey_learning_rate: float = 1e-3
+    """the prey's in self-play; a slow one meets better predators"""
     epochs: int = 4
     """passes over an iteration's data"""
     minibatches: int = 4
@@ -73,14 +78,19 @@ class Args:
     value_iterations: int = 0
     """iterations before these in which only the value function learns: its first errors move no actor"""
     kept_iterates: int = 100
-    """at most so many of the iterates up to the medium one are kept, evenly spaced"""
+    """at most so many of the iterates up to medium ones are kept, evenly spaced"""
+    prey: Path | None = None
+    """OMAR's pretrained_adv_model.pt, to train against it (with --out); default: a prey by self-play"""
     out: Path = POLICY_DIR
     """folder of the policy files"""
 
 
 FORCES = dict(value_iterations=12, kept_iterates=80)
+WEAK_PREY = dict(prey_learning_rate=3e-4)  # stopped early: as the paper's against uniform and trained play
 SETTINGS = {  # where a task's differ from the defaults above
-    **{(env_id, "continuous"): FORCES for env_id in ENV_IDS},
+    ("simple_spread", "continuous"): FORCES,
+    ("simple_tag", "continuous"): FORCES | WEAK_PREY | dict(selfplay_iterations=44, iterations=200),
+    ("simple_world", "continuous"): FORCES | WEAK_PREY | dict(selfplay_iterations=30),
     ("HalfCheetah-2x3", "continuous"): dict(
         iterations=300,
         value_iterations=2,
@@ -107,6 +117,7 @@ class Team:
 
     def __init__(self, worlds, bodies: range, args: Args, generator: torch.Generator):
         self.bodies, self.policy = bodies, POLICY[args.action_kind]
+        self.learning_rate = args.learning_rate
         obs_dim = worlds.observe(bodies[0]).shape[-1]
         self.obs_mean = torch.zeros(len(bodies), 1, obs_dim)
         self.obs_std = torch.ones_like(self.obs_mean)
@@ -123,7 +134,7 @@ class Team:
         self.critic = init_mlp(1, (view_dim, 2 * HIDDEN, 2 * HIDDEN, len(bodies)), generator)
         for p in self.actor + self.critic:
             p.requires_grad_(True)
-        self.optimizer = torch.optim.Adam(self.actor + self.critic, lr=args.learning_rate, eps=1e-5)
+        self.optimizer = torch.optim.Adam(self.actor + self.critic, eps=1e-5)
 
     def observe(self, worlds) -> torch.Tensor:
         """The team's observations [N, W, O] as its actors take them."""
@@ -166,7 +177,7 @@ class Team:
             x.transpose(0, 1).flatten(1, 2) for x in (obs, actions, log_probs, returns, advantages)
         )
         views = views[:-1].flatten(0, 1)  # [T * W, S]
-        self.optimizer.param_groups[0]["lr"] = args.learning_rate * min(remaining, 1)
+        self.optimizer.param_groups[0]["lr"] = self.learning_rate * min(remaining, 1)
         for _ in range(args.epochs):
             for rows in torch.randperm(steps * width, generator=generator).chunk(args.minibatches):
                 loss = F.mse_loss(self.value(views[rows]), returns[:, rows]) * 0.5
@@ -211,31 +222,96 @@ def collect(worlds, teams: list[Team], generator) -> tuple[list, torch.Tensor]:
 
 def train(worlds, teams: list[Team], iterations: int, args: Args, generator, title: str) -> list:
     """Train all teams together; returns the first team's actors before each iteration and after the last, as
-    [(mean return, parameters)]. The last return is NaN: that team has played nothing yet."""
+    [(returns [W], parameters)]. The last returns are NaN: that team has played nothing yet."""
     iterates = []
     bar = tqdm(range(-args.value_iterations, iterations), desc=title, file=sys.stderr, mininterval=1.0)
     for i in bar:
         frozen = teams[0].snapshot()
         batches, rewards = collect(worlds, teams, generator)
-        played = float(rewards[..., : len(teams[0].bodies)].mean(-1).sum(0).mean())
+        returns = rewards[..., : len(teams[0].bodies)].double().mean(-1).sum(0)
         if i >= 0:
-            iterates.append((played, frozen))
+            iterates.append((returns, frozen))
         for team, batch in zip(teams, batches, strict=True):
             own = rewards[..., list(team.bodies)].transpose(1, 2) * args.reward_scale  # [T, N, W]
             team.update(*batch, own, args, 1 - i / iterations, generator)
-        bar.set_postfix(score=f"{played:.1f}")
-    return iterates + [(float("nan"), teams[0].snapshot())]
+        bar.set_postfix(score=f"{returns.mean():.1f}")
+    return iterates + [(torch.full_like(returns, math.nan), teams[0].snapshot())]
 
 
-def score(worlds, actor: list[torch.Tensor] | None, seed: int) -> float:
-    """Mean undiscounted episode return of the team (mean over its agents), one episode per world."""
+def play(worlds, actor: list[torch.Tensor] | None, seed: int) -> torch.Tensor:
+    """Undiscounted episode returns [W] of the team, mean over its agents."""
     rewards = rollout(worlds, actor, torch.Generator().manual_seed(seed))["rewards"]
-    return float(rewards.double().mean(-1).sum(-1).mean())
+    return rewards.double().mean(-1).sum(-1)
 
 
 def half(params: list[torch.Tensor]) -> list[torch.Tensor]:
     """What a half-precision file keeps of the parameters; scores are measured on exactly this."""
     return [p.half().float() for p in params]
+
+
+# ------------------------------------------------------------------------- data like the paper's
+
+
+def mixture(mean: np.ndarray, deviation: np.ndarray, card: Card) -> np.ndarray:
+    """How often each iterate plays, [iterates], so that all episodes have the card's mean and deviation.
+
+    mean, deviation: of each iterate's returns. Of the weights that do, these are the nearest to equal ones:
+    proportional to exp(a mean + b (mean^2 + deviation^2)), with the a and b that fit. Where none do, a small
+    penalty of a and b settles for what is near.
+    """
+    moments = np.stack([mean, mean**2 + deviation**2])
+    wanted = np.array([card.mean, card.mean**2 + card.deviation**2])
+    apart = (moments - wanted[:, None]) / moments.std(1, keepdims=True)
+    fit = minimize(lambda x: logsumexp(x @ apart) + 1e-4 * (x @ x), np.zeros(2))
+    return softmax(fit.x @ apart)
+
+
+def noisier(worlds, actor: list[torch.Tensor], card: Card, seed: int) -> list[torch.Tensor]:
+    """The Gaussian actor with the one deviation of all its actions with which its mean return is the card's;
+    unchanged where it has no more without noise."""
+
+    def play_with(deviation):
+        return [*actor[:-1], torch.full_like(actor[-1], deviation).log()]
+
+    def gain(deviation):
+        return float(play(worlds, half(play_with(deviation)), seed).mean()) - card.mean
+
+    return play_with(brentq(gain, 0.05, 2.0, xtol=0.01)) if gain(0.05) > 0 else actor
+
+
+def levels(iterates, worlds, args: Args) -> tuple[dict, list[int], list]:
+    """What makes data like the paper's: facts, the iterates that are kept, and the expert.
+
+    The facts: the two scores that count as 0 and 100, and `weights`, how often each kept iterate plays in
+    medium-replay and medium data. Of forces and torques the scores are the published ones; of discrete
+    actions the expert of ours gets the published expert's score.
+    """
+    cards, (low, high) = PUBLISHED_CARDS[args.env_id], PUBLISHED_SCORES[args.env_id]
+    expert, random_score, expert_score = iterates[-1][1], low, high
+    if args.action_kind == "continuous":
+        expert = noisier(worlds, expert, cards["expert"], args.seed + 4)
+    else:
+        random_score = float(play(worlds, None, args.seed + 4).mean())
+        gained = float(play(worlds, half(expert), args.seed + 4).mean()) - random_score
+        expert_score = random_score + gained * (high - low) / (cards["expert"].mean - low)
+    unit = (expert_score - random_score) / (high - low)  # of our returns, in the published ones
+    mean = np.array([float(returns.mean()) for returns, _ in iterates[:-1]])
+    mean = low + (mean - random_score) / unit
+    deviation = np.array([float(returns.std()) for returns, _ in iterates[:-1]]) / unit
+    least, most = (low + share * (cards["medium"].mean - low) for share in MEDIUM_SHARES)
+    stop = int(np.argmax(mean > most)) if (mean > most).any() else len(mean) - 1
+    kept = np.unique(np.linspace(0, stop, min(args.kept_iterates, stop + 1)).round().astype(int))
+    mean, deviation = mean[kept], deviation[kept]
+    near = np.flatnonzero((mean > least) & (mean < most))
+    medium = np.zeros(len(kept))
+    medium[near] = mixture(mean[near], deviation[near], cards["medium"])
+    weights = {"medium-replay": mixture(mean, deviation, cards["medium-replay"]), "medium": medium}
+    facts = dict(
+        random_score=random_score,
+        expert_score=expert_score,
+        weights={quality: x.round(5).tolist() for quality, x in weights.items()},
+    )
+    return facts, kept.tolist(), expert
 
 
 def train_behaviour(args: Args) -> dict[str, np.ndarray]:
@@ -248,10 +324,11 @@ def train_behaviour(args: Args) -> dict[str, np.ndarray]:
         prey = prey and greedy(prey, args.action_kind)
         return Worlds(args.env_id, num_worlds, args.action_kind, prey=prey, seed=seed)
 
-    prey = None
-    if args.env_id in WITH_PREY:
+    prey = load_prey(args.prey, args.env_id) if args.prey else None
+    if args.env_id in WITH_PREY and prey is None:
         worlds = make_worlds(args.num_worlds, args.seed + 1)
         teams = [Team(worlds, range(3), args, generator), Team(worlds, range(3, 4), args, generator)]
+        teams[1].learning_rate = args.prey_learning_rate
         train(worlds, teams, args.selfplay_iterations, args, generator, f"{args.env_id}: prey by self-play")
         prey = half([p.detach() for p in teams[1].actor])
     worlds = make_worlds(args.num_worlds, args.seed + 2, prey)
@@ -259,30 +336,19 @@ def train_behaviour(args: Args) -> dict[str, np.ndarray]:
     iterates = train(worlds, [team], args.iterations, args, generator, f"{args.env_id}: behaviour")
 
     judge = make_worlds(max(1, SCORE_EPISODES * HORIZON // worlds.horizon), args.seed + 3, prey)
-    random_score = score(judge, None, args.seed + 4)
-    expert_score = score(judge, half(iterates[-1][1]), args.seed + 4)
-    target = random_score + MEDIUM_SHARE * (expert_score - random_score)
-    # A training return is that of few episodes, so noisy: many choose among the iterates that look nearest.
-    nearest = sorted(range(len(iterates) - 1), key=lambda i: abs(iterates[i][0] - target))[:5]
-    judged = {i: score(judge, half(iterates[i][1]), args.seed + 4) for i in nearest}
-    medium = min(judged, key=lambda i: abs(judged[i] - target))
-    kept = np.unique(np.linspace(0, medium, min(args.kept_iterates, medium + 1)).round().astype(int)).tolist()
-
+    found, kept, expert = levels(iterates, judge, args)
     facts = dict(
         env_id=args.env_id,
         action_kind=args.action_kind,
-        random_score=random_score,
-        medium_score=judged[medium],
-        expert_score=expert_score,
-        medium_iterate=len(kept) - 1,
+        **found,
         kept_iterations=kept + [args.iterations],
-        training={k: v for k, v in asdict(args).items() if k != "out"},
+        training={k: v for k, v in asdict(args).items() if k not in ("out", "prey")},
         torch=torch.__version__,
-        training_returns=[round(r, 2) for r, _ in iterates[:-1]],
     )
-    layers = zip(*(iterates[i][1] for i in facts["kept_iterations"]), strict=True)
-    arrays = {f"actor{j}": torch.stack(layer).half().numpy() for j, layer in enumerate(layers)}
-    arrays |= {f"prey{j}": p.half().numpy() for j, p in enumerate(prey or [])}
+    layers = zip(*(iterates[i][1] for i in kept), strict=True)
+    layers = [torch.stack([*layer, last]) for layer, last in zip(layers, expert, strict=True)]
+    arrays = {f"actor{j}": layer.half().numpy() for j, layer in enumerate(layers)}
+    arrays |= {f"prey{j}": p.numpy() for j, p in enumerate(prey or [])}
     return arrays | {"facts": np.array(json.dumps(facts))}
 
 

@@ -34,10 +34,10 @@ import torch
 from tqdm import tqdm
 
 import envs
-from data import mixes, omar
+from data import mixes, omar, vaults
 from data.mixes import MixedTeams, is_mix, load_teams, measure_dependence, parse_mix, teams_file
 from envs import ENV_IDS_OF_KIND, half_cheetah, make_env, two_doors
-from envs.particles import NUM_ACTIONS, WITH_PREY
+from envs.particles import DT, ENV_IDS, NUM_ACTIONS, WITH_PREY
 from envs.shipped import POLICY_DIR, greedy, load_policies, policy_file, rollout
 from utils.errors import InputError, check_choice
 from utils.files import atomic, interrupts_at_the_end, reading
@@ -51,10 +51,13 @@ HORIZONS = {env_id: shape.horizon for env_id, shape in omar.SHAPES.items()} | {
 }
 PACKAGES = ("torch", "numpy", "h5py", "mujoco")  # whose versions every file notes
 SCRIPT_OF_KIND = {"discrete": "spacql.py", "continuous": "spacql_continuous.py"}
+SAME_PLACE = 1e-4  # how far an agent may be from where its velocity takes it; ours are within 1e-6
 CHUNK_STEPS = 50_000  # transitions simulated at once, by one policy
 TEXTS = ("env_id", "quality", "action_kind")  # attributes that a file must have
 SCORES = ("random_score", "expert_score")  # these too
 MEASURED = ("dependence", "dependence_error", "predictability")  # attributes that a file may lack
+NOTED = ("seed", "dataset", "behaviour", "versions", "format")  # and those of files that are simulated here
+LARGEST = 1e6  # observation or reward that is taken for one of a world
 # In nats, above which a warning is due. The qualities measure up to 0.005 (medium-replay: iterates in turn),
 # mixes of teams with share=0.5 and unit=step 0.03 to 0.14. By Pinsker's inequality up to 0.02 the
 # distribution of actions is on average within a total variation of 0.1 of one where an agent acts
@@ -86,7 +89,7 @@ def normalise(score, facts: dict):
 def describe(dataset: Dataset) -> str:
     """What a script says of its data: a line, and a warning where the paper's bounds suffer."""
     facts = dataset.facts
-    said = f"mean score of the data {facts['data_score']:.1f}, dependence of the agents' actions "
+    said = f"data {facts['hash']}, mean score {facts['data_score']:.1f}, dependence of the agents' actions "
     if math.isinf(facts["dependence_error"]):
         return said + "not known (too few episodes)"
     said += f"{facts['dependence']:.3f} ± {facts['dependence_error']:.3f} nats"
@@ -99,33 +102,80 @@ def describe(dataset: Dataset) -> str:
 def load_dataset(
     env_id: str,
     dataset: str,
-    size: int = 1_000_000,
+    size: int | None = None,
     seed: int = 0,
     folder: str | Path = "datasets",
     action_kind: str = "discrete",
+    prey: str | None = None,
+    policies: str | None = None,
 ) -> Dataset:
     """The dataset of a task. Its facts are the file's attributes, and data_score, the normalised mean return.
 
-    dataset: one of QUALITIES or a mix of teams (simulated into `folder` once: `size` transitions from
-    `seed`), the path of an .h5 file, or, of continuous actions, the path of an OMAR folder. Raises
-    InputError, in one line, for whatever is wrong with any of them.
+    dataset: one of QUALITIES or a mix of teams (simulated into `folder` once: `size` transitions, by default
+    as many as the paper's have, from `seed`), the path of an .h5 file, or, of continuous actions, the path of
+    an OMAR folder. prey: the file of another prey than the shipped one; policies: the folder of other
+    behaviour policies. Raises InputError, in one line, for whatever is wrong with any of them.
     """
     check_choice("env-id", env_id, ENV_IDS_OF_KIND[action_kind])
     name, path = simulated_name(env_id, dataset), Path(dataset)
     if name is not None:
-        path = simulated_file(env_id, dataset, name, size, seed, Path(folder), action_kind)
-        found = read_dataset(path, env_id, action_kind)
-    elif path.is_dir() and action_kind == "continuous":
-        arrays, facts = omar.read_folder(path, env_id)
+        size = default_size(env_id, dataset) if size is None else size
+        path = simulated_file(env_id, dataset, name, size, seed, Path(folder), action_kind, prey, policies)
+        try:
+            found = read_dataset(path, env_id, action_kind)
+        except InputError as error:
+            raise InputError(f"{error}; delete it to simulate it anew") from None
+    elif path.is_dir():
+        if action_kind == "discrete":
+            raise InputError(
+                f"{path} is a folder, as of continuous actions: use {SCRIPT_OF_KIND['continuous']}"
+            )
+        read_folder = vaults.read_vault if vaults.is_vault(path) else omar.read_folder
+        arrays, facts = read_folder(path, env_id)
         found = Dataset(**{k: torch.from_numpy(v) for k, v in arrays.items()}, facts=facts)
     elif path.suffix in HDF5_SUFFIXES or path.exists() or os.sep in dataset:
         found = read_dataset(path, env_id, action_kind)
     else:
         check_choice("dataset", dataset, QUALITIES)  # raises: it is none of them
-    facts = found.facts
+    check_physics(dataset, found, env_id)
+    facts = found.facts | dict(hash=fingerprint(found))
     if not set(MEASURED) <= set(facts):
         facts = facts | measure_dependence(found)
     return replace(found, facts=facts | dict(data_score=normalise(found.mean_return, facts)))
+
+
+def default_size(env_id: str, dataset: str) -> int:
+    """As many transitions as the paper's dataset has; 1,000,000 of what the paper does not have."""
+    card = omar.PUBLISHED_CARDS.get(env_id, {}).get(dataset)
+    return card.transitions if card else 1_000_000
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Eight digits by which two people can tell whether they have the same observations, actions and
+    rewards."""
+    digest = hashlib.sha256()
+    for array in (dataset.observations, dataset.actions, dataset.rewards):
+        digest.update(np.ascontiguousarray(array.numpy()))
+    return digest.hexdigest()[:8]
+
+
+def check_physics(name: str, dataset: Dataset, env_id: str) -> None:
+    """Raise InputError unless agents move as in these particle worlds: by dt times their *new* velocity.
+
+    In PettingZoo's own worlds, which have the same names and shapes, they move by the old one.
+    """
+    if env_id not in ENV_IDS:
+        return
+    now, after = dataset.observations[:, :-2], dataset.observations[:, 1:-1]  # vaults lack the last ones
+    velocity, place = after[..., :2], after[..., 2:4]
+    apart = (place - now[..., 2:4] - DT * velocity).abs() / place.abs().clamp(min=1)  # [E, T, N, 2]
+    if apart.max() > SAME_PLACE:
+        episode, step, agent, _ = np.unravel_index(int(apart.argmax()), apart.shape)
+        where = f"episode {episode}, step {step}, agent {agent}"
+        raise InputError(
+            f"{name} is not data of {env_id} as the paper has it: positions there move by the new velocity,"
+            f" not so in {where}. PettingZoo's own world of that name has other physics and rewards"
+        )
 
 
 def simulated_name(env_id: str, dataset: str) -> str | None:
@@ -141,21 +191,28 @@ def simulated_name(env_id: str, dataset: str) -> str | None:
     return dataset if dataset in QUALITIES else None
 
 
-def find_prey(env_id, dataset: str, prey: str | None = None, device="cpu"):
-    """The prey that an OMAR folder was logged with, for `make_env`: from the file `prey`, or from the nearest
-    one beside or up to PREY_LEVELS above the folder `dataset`. None, which means the shipped one, for other
-    data, and where the task has no prey. Raises InputError where there is none."""
+def find_prey(args, device="cpu"):
+    """The prey of continuous actions that data were logged with, for `make_env`: from the file args.prey, the
+    folder args.policies, or, of an args.dataset that is a folder, from the nearest PREY_FILE in it or up to
+    PREY_LEVELS above. None, which means the shipped one, for other data, and where args.env_id has no prey.
+    Raises InputError where there is none."""
+    env_id, dataset, prey, policies = args.env_id, args.dataset, args.prey, args.policies
     folder, file = Path(os.path.abspath(dataset)), omar.PREY_FILE
-    if env_id not in WITH_PREY or dataset in QUALITIES or folder.suffix in HDF5_SUFFIXES or folder.is_file():
+    if env_id not in WITH_PREY:
         if prey:
-            raise InputError(f"--prey is for OMAR folders of {' and '.join(WITH_PREY)}")
+            raise InputError(f"--prey is for {' and '.join(WITH_PREY)}")
+        return None
+    if policies:
+        layers = load_policies(env_id, folder=Path(policies), action_kind="continuous").prey
+        return greedy([p.to(device) for p in layers], "continuous")
+    places = [Path(prey)] if prey else [place / file for place in (folder, *folder.parents[:PREY_LEVELS])]
+    if prey is None and (dataset in QUALITIES or folder.suffix in HDF5_SUFFIXES or folder.is_file()):
         return None
     if not prey and not folder.is_dir():  # of a finished run: another prey would be no answer
         raise InputError(f"no dataset {dataset}, and so no prey")
-    places = [Path(prey)] if prey else [place / file for place in (folder, *folder.parents[:PREY_LEVELS])]
     for path in places:
         if path.is_file():
-            return omar.load_prey(path, env_id, device)
+            return greedy(omar.load_prey(path, env_id, device), "continuous")
     if prey:
         raise InputError(f"--prey: no file {prey}")
     where = f"in {folder} or up to {PREY_LEVELS} folders above it (OMAR's download has it in {env_id}/)"
@@ -165,52 +222,65 @@ def find_prey(env_id, dataset: str, prey: str | None = None, device="cpu"):
 # ------------------------------------------------------------------------------------------- simulation
 
 
-def simulated_file(env_id, dataset, name, size, seed, folder: Path, action_kind) -> Path:
-    """The file of a simulated dataset, which is made where it is missing. Other policies, or other code or
-    packages that simulate, have another file."""
+def simulated_file(
+    env_id, dataset, name, size, seed, folder: Path, action_kind, prey=None, policies=None
+) -> Path:
+    """The file of a simulated dataset, which is made where it is missing. Other policies, another prey, or
+    other code or packages that simulate, have another file."""
     if is_mix(dataset) and action_kind == "continuous":
         raise InputError("mixes of teams are of discrete actions: use spacql.py")
     if size < HORIZONS[env_id]:
         raise InputError(f"dataset size {size} is less than one episode of {HORIZONS[env_id]} transitions")
     if seed < 0:
         raise InputError(f"dataset seed {seed} is negative")
+    if prey and policies:
+        raise InputError("--policies have a prey of their own: give them or --prey, not both")
+    if prey and dataset != "random":
+        train = (
+            f"python -m data.behaviour --env-id {env_id} --action-kind continuous --prey {prey} --out FOLDER"
+        )
+        raise InputError(
+            f"the shipped policies of {dataset} data know another prey: {train}, then --policies"
+        )
     sources = [*sorted(Path(envs.__file__).parent.glob("*.py")), Path(mixes.__file__), Path(__file__)]
     if env_id != two_doors.ENV_ID:
-        sources.append(policy_file(env_id, POLICY_DIR, action_kind))
+        sources.append(policy_file(env_id, Path(policies or POLICY_DIR), action_kind))
         sources += [teams_file(env_id, POLICY_DIR)] if is_mix(dataset) else []
+        sources += [Path(prey)] if prey else []
     physics = version("mujoco") if env_id == half_cheetah.ENV_ID else ""
     code = b"".join(source.read_bytes() for source in sources) + physics.encode()
     digest = hashlib.sha256(code).hexdigest()[:8]
     path = folder / f"{env_id}-{action_kind}-{name}-{size}-seed{seed}-{digest}.h5"
     if not path.exists():
         with atomic(path) as partial:  # around all of it: first it is seen whether the folder can be made
-            write_dataset(partial, simulate(env_id, dataset, size, seed, action_kind))
+            write_dataset(partial, simulate(env_id, dataset, size, seed, action_kind, prey, policies))
     return path
 
 
-def plan(dataset: str, episodes: int, medium: int | None, chunk: int) -> list[tuple[int | None, int]]:
+def plan(dataset: str, episodes: int, weights: dict, chunk: int) -> list[tuple[int | None, int]]:
     """Who plays how many episodes, at most `chunk` at once: [(iterate, None for random and mix; episodes)].
 
-    medium-replay shares its episodes evenly over the iterates 0 .. medium, in the order of training.
+    weights: {quality: how often each iterate plays}; medium-replay is in the order of training.
     """
-    shares = [({"medium": medium, "expert": -1}.get(dataset), episodes)]
-    if dataset == "medium-replay":
-        players = [e * (medium + 1) // episodes for e in range(episodes)]
-        shares = [(i, players.count(i)) for i in range(medium + 1)]
+    shares = [(-1 if dataset == "expert" else None, episodes)]
+    if dataset in weights:
+        ends = np.cumsum(weights[dataset])
+        ends = (episodes * ends / ends[-1]).round().astype(int)
+        shares = list(enumerate(np.diff(ends, prepend=0).tolist()))
     return [(player, min(chunk, count - i)) for player, count in shares for i in range(0, count, chunk)]
 
 
-def simulate(env_id: str, dataset: str, size: int, seed: int, action_kind: str) -> Dataset:
+def simulate(
+    env_id: str, dataset: str, size: int, seed: int, action_kind: str, prey=None, policies=None
+) -> Dataset:
     """`size` transitions (whole episodes) of a quality or mix, the same for the same seed."""
-    horizon, teams, policies, prey = HORIZONS[env_id], None, None, None
+    horizon, teams, players, hunted = HORIZONS[env_id], None, None, None
     episodes, known, scores = size // horizon, {}, (two_doors.random_score(), two_doors.optimal_score())
     if env_id != two_doors.ENV_ID:
-        policies = load_policies(env_id, action_kind=action_kind)
-        prey = policies.prey and greedy(policies.prey, action_kind)
-        known = {k: v for k, v in policies.facts.items() if k != "training_returns"}
-        scores = policies.facts["random_score"], policies.facts["expert_score"]
-    if action_kind == "continuous" and env_id not in WITH_PREY:  # the paper's world: in the paper's unit
-        scores = omar.PUBLISHED_SCORES[env_id]
+        players = load_policies(env_id, folder=Path(policies or POLICY_DIR), action_kind=action_kind)
+        layers = omar.load_prey(Path(prey), env_id) if prey else players.prey
+        hunted = layers and greedy(layers, action_kind)
+        known, scores = players.facts, (players.facts["random_score"], players.facts["expert_score"])
     if is_mix(dataset):
         mix, (teams, facts_of_teams) = parse_mix(dataset, env_id), load_teams(env_id)
         known = dict(teams=facts_of_teams[: mix.teams])
@@ -227,13 +297,13 @@ def simulate(env_id: str, dataset: str, size: int, seed: int, action_kind: str) 
         format=FORMAT,
     )
     arrays, start = {}, 0
-    chunks = plan(dataset, episodes, known.get("medium_iterate"), CHUNK_STEPS // horizon)
+    chunks = plan(dataset, episodes, known.get("weights", {}), CHUNK_STEPS // horizon)
     title = f"simulating {env_id} {facts['dataset']}"
     with tqdm(total=episodes, desc=title, unit="episode", file=sys.stderr) as bar:
         for chunk, (player, count) in enumerate(chunks):
             chunk_seed = int(np.random.SeedSequence([seed, chunk]).generate_state(1)[0])
-            env = make_env(env_id, count, seed=chunk_seed, action_kind=action_kind, prey=prey)
-            actor = None if player is None else policies.iterates[player]
+            env = make_env(env_id, count, seed=chunk_seed, action_kind=action_kind, prey=hunted)
+            actor = None if player is None else players.iterates[player]
             actor = MixedTeams(mix, teams) if teams else actor
             for key, part in rollout(env, actor, torch.Generator().manual_seed(chunk_seed + 1)).items():
                 whole = arrays.setdefault(key, part.new_empty((episodes, *part.shape[1:])))
@@ -275,22 +345,46 @@ def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
             f"{path} is a folder, not an .h5 file" if path.is_dir() else f"no dataset file {path}"
         )
     names = ["observations", "actions", "rewards", "terminals"] + ["states"] * omar.has_states(env_id)
-    with reading(path, "HDF5"), interrupts_at_the_end(), h5py.File(path, "r") as file:
+    with reading(path, "HDF5"), interrupts_at_the_end(), open_hdf5(path) as file:
         missing = [k for k in names if getattr(file.get(k), "shape", None) is None]
-        missing += [f"attribute {k}" for k in TEXTS + SCORES if k not in file.attrs]
+        facts = read_facts(file)
+        missing += [f"attribute {k}" for k in TEXTS + SCORES if k not in facts]
         if missing:
             raise InputError(f"{path} is not a dataset of this project: it lacks {', '.join(missing)}")
-        facts = {k: v.item() if isinstance(v, np.generic) else v for k, v in file.attrs.items()}
         check_facts(path, facts, env_id, action_kind)
+        names += ["timeouts"] * ("timeouts" in file)
         check_shapes(path, {k: file[k] for k in names}, env_id, action_kind)
         arrays = {k: np.asarray(file[k]) for k in names}
     check_values(path, arrays, action_kind)
-    del arrays["terminals"]
-    return Dataset(**{k: tensor(v) for k, v in arrays.items()}, facts=facts)
+    if action_kind == "continuous":
+        arrays["actions"] = arrays["actions"].clip(-1, 1)
+    arrays["rewards"] = arrays["rewards"].astype(np.float32)  # from integers too
+    arrays = {k: tensor(v) for k, v in arrays.items() if k not in ("terminals", "timeouts")}
+    return Dataset(**arrays, facts=facts)
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """The open file. Raises InputError for a file that is none, or that another program has locked."""
+    if not h5py.is_hdf5(path):
+        raise InputError(f"{path} is no HDF5 file, or its beginning is damaged")
+    try:
+        return h5py.File(path, "r")
+    except BlockingIOError:
+        raise InputError(f"{path} is locked: another program has it open for writing") from None
+
+
+def read_facts(file: h5py.File) -> dict:
+    """The known attributes that are single values; HDF5 need not read any other."""
+    facts = {}
+    for name in TEXTS + SCORES + MEASURED + NOTED:
+        if name in file.attrs and file.attrs.get_id(name).shape == ():
+            value = file.attrs[name]
+            facts[name] = value.item() if isinstance(value, np.generic) else value
+    return facts
 
 
 def tensor(array: np.ndarray) -> torch.Tensor:
-    """An array of a file as a tensor: integers as int64, floats as float32."""
+    """Actions or floats of a file as a tensor: integers as int64, floats as float32."""
     return torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iu" else np.float32, copy=False))
 
 
@@ -303,8 +397,9 @@ def check_facts(path: Path, facts: dict, env_id: str, action_kind: str) -> None:
     wrong += [(k, "a number that is not negative") for k in measured if not number[k] or not facts[k] >= 0]
     for k, what in wrong:
         raise InputError(f"{path}: the attribute {k} must be {what}")
-    if facts["random_score"] == facts["expert_score"]:
-        raise InputError(f"{path}: random_score equals expert_score, so that no score can be normalised")
+    if facts["random_score"] >= facts["expert_score"]:
+        both = f"random_score {facts['random_score']} is not below expert_score {facts['expert_score']}"
+        raise InputError(f"{path}: {both}, so that no score can be normalised")
     kind = facts["action_kind"]
     if kind != action_kind:
         hint = f"; use {SCRIPT_OF_KIND[kind]}" if kind in SCRIPT_OF_KIND else ""
@@ -335,8 +430,9 @@ def check_shapes(path: Path, arrays: dict, env_id: str, action_kind: str) -> Non
         actions=("f", "floats", (*steps, num, env.action_dim))
         if forces
         else ("iu", "integers", (*steps, num)),
-        rewards=("f", "floats", (*steps, num)),
+        rewards=("fiu", "numbers", (*steps, num)),
         terminals=("biu", "booleans", steps),
+        timeouts=("biu", "booleans", steps),
         states=("f", "floats", (episodes, horizon + 1, getattr(env, "state_dim", 0))),
     )
     for name, array in arrays.items():
@@ -356,11 +452,16 @@ def check_values(path: Path, arrays: dict[str, np.ndarray], action_kind: str) ->
         for name, array in arrays.items():
             if array.dtype.kind == "f":
                 wrong.append((name, ~np.isfinite(array.astype(np.float32, copy=False)), "is not finite"))
+                wrong.append((name, np.abs(array) > LARGEST, "is larger than anything in such a world"))
     if action_kind == "continuous":
-        wrong.append(("actions", np.abs(actions) > 1, "is not in [-1, 1]"))
+        wrong.append(("actions", np.abs(actions) > 1 + omar.ACTION_TOLERANCE, "is not in [-1, 1]"))
     else:
         wrong.append(("actions", (actions < 0) | (actions >= NUM_ACTIONS), f"is not in 0..{NUM_ACTIONS - 1}"))
-    wrong.append(("terminals", arrays["terminals"].astype(bool), "is True, but these tasks never end early"))
+    early = "is True inside an episode: {}, and targets would bootstrap through it".format
+    whys = dict(terminals="these worlds have no terminal states", timeouts="it was cut there, or glued")
+    for name, why in whys.items():
+        if name in arrays:  # at the last step either is the time limit
+            wrong.append((name, arrays[name][:, :-1].astype(bool), early(why)))
     for name, mask, what in wrong:
         if mask.any():
             place = ", ".join(map(str, np.argwhere(mask)[0].tolist()))

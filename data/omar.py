@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from utils.errors import InputError, check_choice
 from utils.files import reading
@@ -50,6 +49,42 @@ PUBLISHED_SCORES = {  # (random, expert): what the literature normalises returns
     "HalfCheetah-2x3": (-283.97, 3568.81),
 }
 QUALITIES = ("random", "medium-replay", "medium", "expert")
+
+
+class Card(NamedTuple):
+    """What a public dataset card says: mean and deviation of the episode return, and transitions."""
+
+    mean: float
+    deviation: float
+    transitions: int
+
+
+PUBLISHED_CARDS = {  # OG-MARL's conversions of OMAR's files
+    "simple_spread": {
+        "random": Card(159.57, 60.46, 1_000_000),
+        "medium-replay": Card(203.74, 80.49, 97_500),
+        "medium": Card(273.39, 92.06, 1_000_000),
+        "expert": Card(530.95, 71.41, 1_000_000),
+    },
+    "simple_tag": {
+        "random": Card(-4.13, 10.81, 1_000_000),
+        "medium-replay": Card(3.90, 20.28, 62_500),
+        "medium": Card(116.36, 58.86, 1_000_000),
+        "expert": Card(207.90, 77.51, 1_000_000),
+    },
+    "simple_world": {
+        "random": Card(-6.83, 5.74, 1_000_000),
+        "medium-replay": Card(1.23, 13.49, 80_000),
+        "medium": Card(65.86, 29.55, 1_000_000),
+        "expert": Card(85.21, 31.11, 1_000_000),
+    },
+    "HalfCheetah-2x3": {
+        "random": Card(-282.89, 77.50, 1_000_000),
+        "medium-replay": Card(423.49, 655.68, 460_000),
+        "medium": Card(1568.87, 273.38, 1_000_000),
+        "expert": Card(3338.69, 252.58, 1_000_000),
+    },
+}
 FOLDER_NAMES = {"HalfCheetah-2x3": "HalfCheetah-v2"}  # where OMAR's name of a task is not ours
 PREY_DIM = {"simple_tag": 14, "simple_world": 22}  # observation numbers of the prey
 PREY_FILE = "pretrained_adv_model.pt"
@@ -82,9 +117,7 @@ def read_folder(folder: Path, env_id: str) -> tuple[dict[str, np.ndarray], dict]
             for name, wrong in (("states", apart[:, :-1]), ("next_states", apart[:, 1:])):
                 what = f"differs from {name}_0.npy, though the agents share one state"
                 refuse(folder / f"{name}_{i}.npy", wrong, what)
-    random_score, expert_score = PUBLISHED_SCORES[env_id]
-    facts = dict(env_id=env_id, quality=quality_of(folder), action_kind="continuous", source="omar")
-    return arrays, facts | dict(random_score=random_score, expert_score=expert_score)
+    return arrays, facts_of(folder, env_id, "omar")
 
 
 def has_states(env_id: str) -> bool:
@@ -92,10 +125,14 @@ def has_states(env_id: str) -> bool:
     return env_id == "HalfCheetah-2x3"
 
 
-def quality_of(folder: Path) -> str:
-    """The last component of the path that is one of QUALITIES, or "unknown"."""
-    parts = Path(os.path.abspath(folder)).parts
-    return next((part for part in reversed(parts) if part in QUALITIES), "unknown")
+def facts_of(folder: Path, env_id: str, source: str) -> dict:
+    """The facts of the paper's data: the published scores, and as quality the last component of the path that
+    is one of QUALITIES, whatever its case, or "unknown"."""
+    parts = [part.lower() for part in Path(os.path.abspath(folder)).parts]
+    quality = next((part for part in reversed(parts) if part in QUALITIES), "unknown")
+    random_score, expert_score = PUBLISHED_SCORES[env_id]
+    scores = dict(random_score=random_score, expert_score=expert_score)
+    return dict(env_id=env_id, quality=quality, action_kind="continuous", source=source, **scores)
 
 
 def open_files(folder: Path, env_id: str) -> dict[tuple[str, int], np.ndarray]:
@@ -158,8 +195,7 @@ def read_agent(folder: Path, files: dict, i: int, horizon: int) -> dict[str, np.
             rows = files[name, i].astype(np.float32)
         part[name] = rows.reshape(-1, horizon, *rows.shape[1:])  # [E, T, ...]
         refuse(path, ~np.isfinite(part[name]), "is not finite")
-    refuse(paths["acs"], np.abs(part["acs"]) > 1 + ACTION_TOLERANCE, "is outside of [-1, 1]")
-    part["acs"] = part["acs"].clip(-1, 1)
+    part["acs"] = clipped(paths["acs"], part["acs"])
     early = part.pop("dones") != 0
     early[:, -1] = False  # there the time limit ends the episode
     refuse(paths["dones"], early, f"is done, but episodes end after {horizon} rows only")
@@ -178,6 +214,12 @@ def differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.abs(a - b) > SAME * np.maximum(1, np.abs(a))
 
 
+def clipped(path: Path, actions: np.ndarray) -> np.ndarray:
+    """Actions [E, T, ...] in [-1, 1]; those that are further off than rounding are refused."""
+    refuse(path, np.abs(actions) > 1 + ACTION_TOLERANCE, "is outside of [-1, 1]")
+    return actions.clip(-1, 1)
+
+
 def refuse(path: Path, wrong: np.ndarray, what: str) -> None:
     """Raise InputError with the first row of `path` that is wrong: wrong [E, T, ...]."""
     if wrong.any():
@@ -185,11 +227,11 @@ def refuse(path: Path, wrong: np.ndarray, what: str) -> None:
         raise InputError(f"{path}: row {row} {what}")
 
 
-def load_prey(path: Path, env_id: str, device="cpu"):
-    """The prey of a file as a function for `Worlds(prey=...)`: observations [W, 14 or 22] -> forces [W, 2].
+def load_prey(path: Path, env_id: str, device="cpu") -> list[torch.Tensor]:
+    """The prey of a file as a network of envs/shipped.py: weights [1, in, out] and biases [1, 1, out].
 
-    Batch normalisation with the stored statistics, two ReLU layers and a tanh. Raises InputError for damaged
-    or foreign files; nothing in them is executed.
+    The file's has a batch normalisation with stored statistics, which goes into the first layer, two ReLU
+    layers and a tanh. Raises InputError for damaged or foreign files; nothing in them is executed.
     """
     check_choice("env-id of a task with prey", env_id, PREY_DIM)
     with reading(path, f"the prey of {env_id}"):
@@ -212,12 +254,8 @@ def load_prey(path: Path, env_id: str, device="cpu"):
         params = [policy[name].detach().float() for name in shapes]
         if not all(p.isfinite().all() for p in params) or (params[1] < 0).any():
             raise ValueError("a parameter is not finite, or a variance negative")
-    *norm, w1, b1, w2, b2, w3, b3 = (p.to(device) for p in params)
-
-    @torch.no_grad()
-    def prey(obs: torch.Tensor) -> torch.Tensor:
-        x = F.batch_norm(obs.float(), *norm, eps=BATCH_NORM_EPS)
-        x = F.linear(F.linear(x, w1, b1).relu(), w2, b2).relu()
-        return F.linear(x, w3, b3).tanh().to(obs.dtype)
-
-    return prey
+    mean, variance, weight, bias, w1, b1, w2, b2, w3, b3 = (p.double() for p in params)
+    scale = weight / (variance + BATCH_NORM_EPS).sqrt()
+    first = w1 * scale, b1 + w1 @ (bias - mean * scale)
+    layers = [(w.T[None], b[None, None]) for w, b in (first, (w2, b2), (w3, b3))]
+    return [p.float().to(device) for layer in layers for p in layer]

@@ -149,15 +149,20 @@ def rollout(worlds, actor, generator) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Policies:
-    """A policy file: `iterates` are stacked actors, 0 .. medium, then the expert; prey is None where there is
-    none.
+    """A policy file: `iterates` are stacked actors in the order of training, the expert last; prey is None
+    where there is none.
 
-    facts["medium_iterate"] is a place in `iterates`, facts["kept_iterations"] says which of training they
-    are."""
+    facts["weights"] holds how often each of them but the expert plays in medium-replay and medium data,
+    facts["kept_iterations"] says which of training they are."""
 
     iterates: list[list[torch.Tensor]]
     prey: list[torch.Tensor] | None
     facts: dict
+
+    @property
+    def medium(self) -> list[torch.Tensor]:
+        """The iterate that plays most of the medium data."""
+        return self.iterates[int(np.argmax(self.facts["weights"]["medium"]))]
 
 
 def check_task(env_id: str, action_kind: str) -> None:
@@ -197,11 +202,12 @@ def load_policies(
     with reading(path, f"a policy file of {env_id}"):
         arrays, facts = read_networks(path, env_id)
         actor = [arrays[f"actor{j}"].to(device) for j in tensors]  # [iterates, N, ...]
-        prey = [arrays[f"prey{j}"].to(device) for j in tensors] if env_id in WITH_PREY else None
+        prey = [arrays[f"prey{j}"].to(device) for j in range(6)] if env_id in WITH_PREY else None
         if facts["action_kind"] != action_kind:
             raise ValueError(f"it holds {facts['action_kind']} policies")
-        if any(len(layer) != facts["medium_iterate"] + 2 for layer in actor):
-            raise ValueError("the number of iterates is not medium_iterate + 2")
+        for weights in facts["weights"].values():
+            if min(weights) < 0 or any(len(layer) != len(weights) + 1 for layer in actor):
+                raise ValueError("it does not say how often each iterate plays")
         if not all(math.isfinite(facts[k]) for k in ("random_score", "expert_score")):
             raise ValueError("its scores are not finite")
     return Policies([[layer[i] for layer in actor] for i in range(len(actor[0]))], prey, facts)
