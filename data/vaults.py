@@ -97,7 +97,8 @@ def episodes(folder: Path, arrays: dict[str, np.ndarray], env_id: str) -> dict[s
     dropped = ["the prey"] * (stored > agents) + ["the padding"] * (padding.size > 0)
     if dropped:
         say(f"{folder}: {' and '.join(dropped)} dropped")
-    omar.refuse(folder, padding.reshape(-1, horizon, padding[0].size) != -np.inf, "has more observations")
+    more = (padding != -np.inf).any((1, 2)).reshape(-1, horizon)
+    omar.refuse(folder, more, f"has more than {obs_dim} observation numbers")
     cut = {}
     for name, array in arrays.items():
         array = array[:, :agents] if name != "infos.state" else array
