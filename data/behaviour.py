@@ -90,7 +90,7 @@ WEAK_PREY = dict(prey_learning_rate=3e-4)  # stopped early: as the paper's again
 SETTINGS = {  # where a task's differ from the defaults above
     ("simple_spread", "continuous"): FORCES,
     ("simple_tag", "continuous"): FORCES | WEAK_PREY | dict(selfplay_iterations=44, iterations=200),
-    ("simple_world", "continuous"): FORCES | WEAK_PREY | dict(selfplay_iterations=88, iterations=130),
+    ("simple_world", "continuous"): FORCES | WEAK_PREY | dict(selfplay_iterations=88, iterations=260),
     ("HalfCheetah-2x3", "continuous"): dict(
         iterations=300,
         value_iterations=2,
@@ -261,14 +261,14 @@ def mixture(mean: np.ndarray, deviation: np.ndarray, card: Card) -> np.ndarray:
     """
     moments = np.stack([mean, mean**2 + deviation**2])
     wanted = np.array([card.mean, card.mean**2 + card.deviation**2])
-    apart = (moments - wanted[:, None]) / moments.std(1, keepdims=True)
+    apart = (moments - wanted[:, None]) / np.maximum(moments.std(1, keepdims=True), 1e-9)
     fit = minimize(lambda x: logsumexp(x @ apart) + 1e-4 * (x @ x), np.zeros(2))
     return softmax(fit.x @ apart)
 
 
 def noisier(worlds, actor: list[torch.Tensor], card: Card, seed: int) -> list[torch.Tensor]:
     """The Gaussian actor with the one deviation of all its actions with which its mean return is the card's;
-    unchanged where it has no more without noise."""
+    unchanged where there is none."""
 
     def play_with(deviation):
         return [*actor[:-1], torch.full_like(actor[-1], deviation).log()]
@@ -276,7 +276,8 @@ def noisier(worlds, actor: list[torch.Tensor], card: Card, seed: int) -> list[to
     def gain(deviation):
         return float(play(worlds, half(play_with(deviation)), seed).mean()) - card.mean
 
-    return play_with(brentq(gain, 0.05, 2.0, xtol=0.01)) if gain(0.05) > 0 else actor
+    least, most = 0.05, 2.0
+    return play_with(brentq(gain, least, most, xtol=0.01)) if gain(least) > 0 > gain(most) else actor
 
 
 def levels(iterates, worlds, args: Args) -> tuple[dict, list[int], list]:
@@ -303,6 +304,7 @@ def levels(iterates, worlds, args: Args) -> tuple[dict, list[int], list]:
     kept = np.unique(np.linspace(0, stop, min(args.kept_iterates, stop + 1)).round().astype(int))
     mean, deviation = mean[kept], deviation[kept]
     near = np.flatnonzero((mean > least) & (mean < most))
+    near = near if len(near) else np.abs(mean - cards["medium"].mean).argmin(keepdims=True)
     medium = np.zeros(len(kept))
     medium[near] = mixture(mean[near], deviation[near], cards["medium"])
     weights = {"medium-replay": mixture(mean, deviation, cards["medium-replay"]), "medium": medium}
@@ -336,6 +338,11 @@ def train_behaviour(args: Args) -> dict[str, np.ndarray]:
     iterates = train(worlds, [team], args.iterations, args, generator, f"{args.env_id}: behaviour")
 
     judge = make_worlds(max(1, SCORE_EPISODES * HORIZON // worlds.horizon), args.seed + 3, prey)
+    return pack(args, iterates, prey, judge)
+
+
+def pack(args: Args, iterates, prey: list[torch.Tensor] | None, judge) -> dict[str, np.ndarray]:
+    """The arrays of a policy file; judge: worlds in which scores are measured."""
     found, kept, expert = levels(iterates, judge, args)
     facts = dict(
         env_id=args.env_id,
@@ -359,13 +366,17 @@ def main(argv=None) -> None:
         least = 0 if name == "value_iterations" else 1
         if type(value) is int and name != "seed" and value < least:
             raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+    if args.prey and (args.action_kind == "discrete" or args.out == POLICY_DIR):
+        raise InputError(
+            "--prey is for --action-kind continuous, and --out FOLDER, not among the shipped ones"
+        )
     start = time.time()
     path = args.out / f"{args.env_id}-{args.action_kind}.npz"
     with atomic(path) as partial:  # around the training too: first it is seen whether the folder can be made
         arrays = train_behaviour(args)
         np.savez_compressed(partial, **arrays)
     facts = json.loads(str(arrays["facts"]))
-    scores = ", ".join(f"{name} {facts[f'{name}_score']:.1f}" for name in ("random", "medium", "expert"))
+    scores = f"0 is {facts['random_score']:.1f}, 100 is {facts['expert_score']:.1f}"
     say(f"{path}: {scores}, {path.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s")
 
 
