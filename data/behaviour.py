@@ -90,7 +90,7 @@ WEAK_PREY = dict(prey_learning_rate=3e-4)  # stopped early: as the paper's again
 SETTINGS = {  # where a task's differ from the defaults above
     ("simple_spread", "continuous"): FORCES,
     ("simple_tag", "continuous"): FORCES | WEAK_PREY | dict(selfplay_iterations=44, iterations=200),
-    ("simple_world", "continuous"): FORCES | WEAK_PREY | dict(selfplay_iterations=88, iterations=260),
+    ("simple_world", "continuous"): FORCES | WEAK_PREY | dict(selfplay_iterations=88, iterations=200),
     ("HalfCheetah-2x3", "continuous"): dict(
         iterations=300,
         value_iterations=2,
