@@ -7,22 +7,6 @@ edits of the script's text instead: what is replaced, and by what.
 import torch
 
 
-def clip_over(*axes):
-    """Clips by a norm over these axes of all parameters."""
-
-    def clip(right, params):
-        norm = sum(p.grad.square().sum(axes, keepdim=True) for p in params).sqrt()
-        for p in params:
-            p.grad.mul_((0.5 / (norm + 1e-6)).clamp(max=1.0))
-
-    return clip
-
-
-def by_parameter(right, params):
-    for p in params:
-        right([p])
-
-
 def numbers_apart(right, logged, policy, order, sizes):
     """Each number of an action is replaced by a choice of agents of its own."""
     orders = [order.roll(i, 1) for i in range(logged.shape[-1])]
@@ -107,11 +91,6 @@ MUTANTS = {
         "another agent's Q": lambda right, out, q, *rest: right(out, q.roll(1, 2), *rest),
         "clones another row": lambda right, out, q, logged, *rest: right(out, q, logged.roll(1, 1), *rest),
     },
-    "counterfactuals change one agent at a time": {
-        "others shifted": lambda right, actions, agents, to: right(actions.roll(1, 2), agents, to),
-        "wrong agent": lambda right, actions, agents, to: right(actions, (agents + 1) % actions.shape[2], to),
-        "another candidate": lambda right, actions, agents, to: right(actions, agents, to.roll(1, 3)),
-    },
     "samples follow the policy": {
         "one sample": lambda right, actor, obs, count, g: right(actor, obs, 1, g).expand(
             -1, -1, count, -1, -1
@@ -133,11 +112,6 @@ MUTANTS = {
         "agents in step": with_part(0, lambda joint, _: joint[..., :1, :].expand_as(joint)),
         "seeds alike": with_part(0, lambda joint, _: joint[:1].expand_as(joint)),
     },
-    "penalty estimates the integral over all actions": {
-        "no density": with_part(1, lambda weights, _: 0 * weights),
-        "half the density": with_part(1, lambda weights, _: weights / 2),
-        "wider": with_part(0, lambda joint, _: 1.2 * joint),
-    },
     "critics are separate networks": {
         "another member": lambda right, critic, *rest: right([p.roll(1, 1) for p in critic], *rest),
         "another state": lambda right, critic, state, joint: right(critic, state.roll(1, 1), joint),
@@ -155,16 +129,6 @@ MUTANTS = {
         "biases zero": lambda right, *args: [p * (j % 2 == 0) for j, p in enumerate(right(*args))],
         "members alike": lambda right, *args: [p[:, :1].expand_as(p) for p in right(*args)],
         "one generator": lambda right, g, *args: right(g[:1] * len(g), *args),
-    },
-    "each network is clipped by itself": {
-        "one norm for all": clip_over(0, 1, 2, 3),
-        "by parameter": by_parameter,
-        "not at all": lambda right, params: None,
-    },
-    "a seed draws the same numbers alone": {
-        "one generator": lambda right, draw, g, *args: right(draw, g[:1] * len(g), *args),
-        "seeds swapped": lambda right, draw, g, *args: right(draw, g, *args).roll(1, 0),
-        "global generator": lambda right, draw, g, *args: torch.stack([draw(*args) for _ in g]),
     },
     "transitions stay inside their episode": {
         "next action repeated": data_part(6, lambda _, data: data[2]),
@@ -199,7 +163,7 @@ ROUND = {
             "values(critic, state, joint)  # [S, E",
             "values(critic, next_state, joint)  # [S, E",
         ),
-        "not clipped": ("clip_gradients(critic)\n", "pass\n"),
+        "clipped by one norm": (".square().sum((-2, -1), keepdim=True)", ".square().sum()"),
         "equal weights": ("replacement_weights(u)\n", "replacement_weights(0 * u)\n"),
     },
     "actors": {

@@ -33,7 +33,6 @@ from common import (
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from mutants_scripts import MUTANTS
-from torch import nn
 
 CHECKS = {}  # by name: (check, the script's function that it is about, strategies, kinds of action)
 
@@ -205,20 +204,6 @@ def actors_ascend_their_own_value(script, loss, seed, clone_weight, extra, *shap
 # ------ actions
 
 
-@check_of("counterfactuals", SEEDS, st.integers(1, 4), SMALL, SMALL)
-def counterfactuals_change_one_agent_at_a_time(script, change, seed, num, some, count):
-    """Row (m, c) is the joint action in which the m-th chosen agent plays its candidate c."""
-    some = min(some, num)
-    actions, to = script.actions(seed, 2, 3, num), script.actions(seed + 1, 2, 3, some, count)
-    agents = torch.rand((2, 3, num), generator=generator(seed)).argsort(-1)[..., :some]
-    rows = change(actions, agents, to)
-    assert rows.shape == (2, 3, some, count, num, script.dim)
-    for s, b, m, c in indices(2, 3, some, count):
-        for i in range(num):
-            played = to[s, b, m, c] if i == agents[s, b, m] else actions[s, b, i]
-            assert torch.equal(rows[s, b, m, c, i], played)
-
-
 @check_of("sample_policy")
 def samples_follow_the_policy(script, sample, count=20_000):
     """By their frequencies; a seed's are the same with other seeds beside it."""
@@ -324,24 +309,6 @@ def candidates_are_weighed_by_their_densities(script, propose, penalty):
         assert abs(float(noise.square().mean()) - 1) < SIGMAS * (2 / noise.numel()) ** 0.5
 
 
-@check_of("penalty_candidates", st.sampled_from(["cfcql", "macql"]), st.booleans(), kinds=("continuous",))
-def penalty_estimates_the_integral_over_all_actions(script, propose, penalty, near):
-    """Of a hill of Q near two policies, without a bias: log int_a exp Q = log of the hill's volume."""
-    width, count, num = 0.25, 20_000, 1 if penalty == "cfcql" else 2
-    actions = torch.zeros(2, 1, 2, 2)
-    policies = [torch.full_like(actions, mean) for mean in (0.05, -0.1) if near]
-    with patch.object(script.module, "CANDIDATES", count):
-        args = dict(penalty=penalty, penalty_agents=1)
-        joint, log_weights = script.candidates(propose, args, actions, [generator(0), generator(1)], policies)
-    q = -joint.square().sum((-2, -1)).double() / (2 * width**2)  # [S, B, 1, C]
-    exact = 2 * num * math.log(width * math.sqrt(2 * math.pi))
-    value = script.module.cql_penalty(q.unsqueeze(1), log_weights.double(), torch.full((2, 1, 1), 7.0))
-    ratios = (q + log_weights).exp()
-    error = ratios.std(-1) / ratios.mean(-1) / ratios.shape[-1] ** 0.5  # of a log of a mean
-    assert error.max() < 0.05
-    assert ((value.flatten() + 7 - exact).abs() < SIGMAS * error.flatten() + 1e-3).all()
-
-
 # ------ networks
 
 
@@ -402,37 +369,6 @@ def networks_start_as_linear_layers_do(script, init, count=4, sizes=(20, 150, 60
             assert x.mean().abs() < SIGMAS * math.sqrt(1 / 3 / x.numel())
             assert (x.square().mean() - 1 / 3).abs() < SIGMAS * math.sqrt(4 / 45 / x.numel())
             assert len(p.flatten(0, 1).flatten(1).unique(dim=0)) == 2 * count
-
-
-@check_of("clip_gradients", st.floats(1e-3, 1e3), SEEDS)
-def each_network_is_clipped_by_itself(script, clip, limit, seed):
-    """As torch's clip_grad_norm_ clips it alone."""
-    params = double_networks(script, seed, 2, 3, (3, 4, 1))
-    sizes = torch.tensor([0.01, 1, 100]).double().view(1, 3, 1, 1)  # some networks are clipped and some not
-    for j, p in enumerate(params):
-        p.grad = sizes * normal(seed + j, *p.shape)
-    before = [p.grad.clone() for p in params]
-    with patch.object(script.module, "MAX_GRAD_NORM", limit):
-        clip(params)
-    for s, m in indices(2, 3):
-        alone = [nn.Parameter(p.detach()[s, m].clone()) for p in params]
-        for p, grad in zip(alone, before, strict=True):
-            p.grad = grad[s, m].clone()
-        nn.utils.clip_grad_norm_(alone, limit)
-        for p, q in zip(params, alone, strict=True):
-            close(p.grad[s, m], q.grad)
-
-
-@check_of("per_seed")
-def a_seed_draws_the_same_numbers_alone(script, stack):
-    """And beside others, call after call."""
-    together, alone = [generator(s) for s in (4, 2, 8)], [generator(2)]
-    for draw, args in ((torch.rand, ((3, 2),)), (torch.randint, (9, (5,))), (torch.randn, ((1, 4),))):
-        drawn = stack(draw, together, *args)
-        assert len(drawn) == 3 and not torch.equal(drawn[0], drawn[1])
-        assert torch.equal(drawn[1], stack(draw, alone, *args)[0])
-        assert not torch.equal(drawn, stack(draw, together, *args)), "the generators have moved on"
-        stack(draw, alone, *args)
 
 
 # ------ data and scores

@@ -25,7 +25,6 @@ from common import ROOT, SCRIPTS, close, differences, generator, load, mean_scor
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.omar import PUBLISHED_SCORES
 from envs import ENV_IDS_OF_KIND
 from utils import runs
 from utils.errors import InputError
@@ -101,17 +100,6 @@ def test_tensorboard_shows_the_history(finished):
         assert steps == (2, 4) and np.allclose(numbers, values, rtol=1e-4), tag
 
 
-def test_one_evaluation_shows_in_the_plot(tmp_path):
-    """As a mark, since a line needs two: blue in each panel but the middle one, where blue is w_1."""
-    history = dict(round=[20], scores=[[40.0, 50.0]], weights=[[[0.2, 0.3, 0.5]] * 2], k_eff=[[2.3, 2.4]])
-    runs.plot_history(tmp_path / "progress.png", history, "title", 45.0)
-    with Image.open(tmp_path / "progress.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
-    blue = (np.abs(pixels - (31, 119, 180)).sum(-1) < 30)[60:-60]  # without title and axis
-    left, _, right = np.array_split(blue, 3, axis=1)
-    assert left.sum() > 3 and right.sum() > 3
-
-
 def test_all_networks_move_and_targets_follow(script, finished):
     saved, generators = load(finished[script.kind][0]), [generator(7), generator(8)]
     starts = dict(critic=script.module.init_networks(generators, 3, (54 + 3 * script.dim, 16, 16, 1)))
@@ -174,23 +162,20 @@ def test_collapse_on_one_agent_is_told_on_expert_data(quality, script, run, capf
     assert ("collapsed on k = 1" in capfd.readouterr().err) == (quality == "expert")
 
 
-def test_tables_have_every_task_and_quality(script):
-    module = script.module
-    envs = set(ENV_IDS_OF_KIND[script.kind])
-    assert set(module.TASKS) == set(module.CQL_ALPHA) == set(module.PAPER_SIZE) == envs
-    for env_id in envs - {"two_doors"}:
-        assert set(module.CQL_ALPHA[env_id]) == {"random", "medium-replay", "medium", "expert"}
-    tables = [module.DEFAULTS, *module.TASKS.values(), *module.PAPER_SIZE.values()]
-    given = {getattr(module.Args(), name) for table in tables for name in table}
-    assert given == {None}, "what a table says is a flag, and not set otherwise"
-
-
 def test_the_sisters_share_tables_and_flags():
-    discrete, continuous = (script.module for script in SCRIPTS)
+    """A table has every task and quality; what it says is a flag, and not set otherwise."""
+    modules = [script.module for script in SCRIPTS]
+    for script in SCRIPTS:
+        module, envs = script.module, set(ENV_IDS_OF_KIND[script.kind])
+        assert set(module.TASKS) == set(module.CQL_ALPHA) == set(module.PAPER_SIZE) == envs
+        for env_id in envs - {"two_doors"}:
+            assert set(module.CQL_ALPHA[env_id]) == {"random", "medium-replay", "medium", "expert"}
+        tables = [module.DEFAULTS, *module.TASKS.values(), *module.PAPER_SIZE.values()]
+        assert {getattr(module.Args(), name) for table in tables for name in table} == {None}
     for env_id in ("simple_spread", "simple_tag", "simple_world"):
-        assert discrete.CQL_ALPHA[env_id] == continuous.CQL_ALPHA[env_id]
-        assert discrete.PAPER_SIZE[env_id] == continuous.PAPER_SIZE[env_id]
-    flags = [[field.name for field in fields(module.Args)] for module in (discrete, continuous)]
+        for table in ("CQL_ALPHA", "PAPER_SIZE"):
+            assert getattr(modules[0], table)[env_id] == getattr(modules[1], table)[env_id]
+    flags = [[field.name for field in fields(module.Args)] for module in modules]
     same = [[name for name in names if name not in ("prey", "entropy_coef", "output_l2")] for names in flags]
     assert same[0] == same[1], "in the same order"
 
@@ -247,15 +232,6 @@ def test_five_agents_and_short_episodes_are_trained_on(script, run):
     summary = run("--dataset five.h5 --cql-alpha 1 --penalty-agents 4")
     assert len(summary["weights"]) == 5
     assert load(summary["folder"])["critic"][0].shape == (1, 3, 5 * (30 + script.dim), 16)
-
-
-def test_half_cheetah_as_it_is(data_dir, monkeypatch):
-    """1000 steps an episode, in the published unit: near the score of random play."""
-    flags = "--env-id HalfCheetah-2x3 --dataset random --dataset-size 1000 --rounds 1 --eval-episodes 1"
-    summary = SCRIPTS[1].train(data_dir, flags)
-    facts = load(summary["folder"])["facts"]
-    assert (facts["random_score"], facts["expert_score"]) == PUBLISHED_SCORES["HalfCheetah-2x3"]
-    assert abs(summary["score_mean"]) < 30
 
 
 # ------ seeds, folders and processes
@@ -360,19 +336,20 @@ def test_runs_at_once_have_folders_of_their_own_and_resume_bit_by_bit(data_dir):
 
 LEARN = (
     "--dataset medium --dataset-size 50000 --num-critics 3 --batch-size 64 --hidden 32 --learning-rate 0.01"
-    " --cql-alpha 5 --rounds 160 --eval-every 160 --eval-episodes 40"
+    " --cql-alpha 5 --eval-every 160 --eval-episodes 40"
 )
-# Measured over four seeds: 72 to 82, and 105 to 114. With a target of noise the actors clone the data, whose
-# score is 41 and 45: 46 to 60, and 71 to 83.
-BARS = {"discrete": 66, "continuous": 94}
+# Rounds, and the bar. Measured over four seeds: 72 to 82, and 86 to 100. With a target of noise the actors
+# clone the data, whose score is 41 and 45: 46 to 60, and 40 to 52.
+LESSONS = {"discrete": (160, 66), "continuous": (100, 66)}
 
 
 def check_learning(script, data_dir):
     """The score passes that of the data by far; the data are worth more than what the penalty tries."""
-    summary = script.train(data_dir, LEARN)
+    rounds, bar = LESSONS[script.kind]
+    summary = script.train(data_dir, f"{LEARN} --rounds {rounds}")
     history = load(summary["folder"])["history"]
     assert np.greater(history["q_data"], history["q_penalised"]).all()
-    assert summary["score_mean"] > BARS[script.kind], summary["scores"]
+    assert summary["score_mean"] > bar, summary["scores"]
 
 
 def test_training_raises_the_score_and_noise_does_not_pass_as_learning(script, run, data_dir, monkeypatch):

@@ -46,13 +46,11 @@ def a_world(seed, agents=3, actions=2, states=3, gamma=None, instances=2):
 def soft_world(seed, agents=2, states=3, gamma=0.9, instances=2):
     """Dec-MDPs whose distributions are all soft: data soon cover them, and mistakes show."""
     world, joint = a_world(seed, agents, 2, states, gamma, instances), 2**agents
-    return replace(
-        world,
-        transitions=soft(seed, instances, states, joint, states),
-        start=soft(seed + 1, instances, states),
-        behaviour=soft(seed + 2, instances, states, joint),
-        policies=soft(seed + 3, instances, agents, states, 2),
+    changed = dict(transitions=soft(seed, instances, states, joint, states))
+    changed |= dict(
+        start=soft(seed + 1, instances, states), behaviour=soft(seed + 2, instances, states, joint)
     )
+    return replace(world, **changed, policies=soft(seed + 3, instances, agents, states, 2))
 
 
 def joint_actions(agents, actions):
@@ -137,11 +135,8 @@ def enumerated_kernel(policies):
     """The kernel [I, 1 + K, S, J, J] by spacql.partial_replacement, on every logged joint action, every joint
     action of the policies and every order of the agents."""
     num, actions = policies.shape[1], policies.shape[-1]
-    played, orders = (
-        torch.tensor(joint_actions(num, actions)),
-        exact(list(itertools.permutations(range(num)))),
-    )
-    count = torch.arange(len(played))
+    played = torch.tensor(joint_actions(num, actions))
+    orders, count = exact(list(itertools.permutations(range(num)))), torch.arange(len(played))
     logged, policy, order = torch.cartesian_prod(count, count, torch.arange(len(orders))).T
     chance = torch.stack([policies[:, n][..., played[policy, n]] for n in range(num)]).prod(0) / len(orders)
     kernels = []
@@ -182,12 +177,6 @@ def test_tools_equal_loops(name, seed, team, states, gamma):
     check(right, a_world(seed, *team, 1 if team == (3, 2) else states, gamma))
 
 
-@pytest.mark.parametrize("name, mistake", [(name, mistake) for name in TOOLS for mistake in MISTAKES[name]])
-def test_a_wrong_tool_is_noticed(name, mistake):
-    agents = 2 if name == "worst error" else 3
-    rejects(TOOLS[name][0], MISTAKES[name][mistake], soft_world(0, agents, 2))
-
-
 @few
 @given(SEEDS, SMALL, SMALL, SMALL)
 def test_the_backup_and_its_adaptive_weights_equal_loops(seed, agents, states, members):
@@ -210,12 +199,9 @@ def test_the_backup_and_its_adaptive_weights_equal_loops(seed, agents, states, m
 # ------ claims as properties
 
 
-def by_statement(claim):
-    return f"{claim.name}: {claim.statement}"
-
-
 TRUE = [c for c in CLAIMS if c.expected in (HOLDS, CONDITION)]
 FALSE = [c for c in CLAIMS if c.expected == FAILS]
+by_name = functools.partial(pytest.mark.parametrize, ids=lambda x: f"{x.name}: {x.statement}")
 
 
 def drawn_sweep(seed, agents, actions, states, gamma):
@@ -226,7 +212,7 @@ def drawn_sweep(seed, agents, actions, states, gamma):
     return Sweep([both[0], *traps], [both[1], *sharp], g, 8, max(agents, 3))
 
 
-@pytest.mark.parametrize("claim", TRUE, ids=by_statement)
+@by_name("claim", TRUE)
 @few
 @given(SEEDS, st.integers(1, 4), st.integers(2, 3), st.integers(1, 5), st.none() | st.floats(0.01, 0.99))
 def test_a_claim_that_holds_does_so_whatever_the_sizes(claim, seed, agents, actions, states, gamma):
@@ -260,15 +246,13 @@ def halved(claim, term):
     return claim._replace(function=function)
 
 
-@pytest.mark.parametrize(
-    "claim, term", HALVES, ids=lambda x: str(x) if isinstance(x, int) else by_statement(x)
-)
+@pytest.mark.parametrize("claim, term", HALVES, ids=lambda x: getattr(x, "statement", x))
 def test_half_of_any_constant_is_rejected(claim, term):
     row = report.judge(halved(claim, term), make_sweep(0, 60, 4))
     assert row["verdict"] == FAILS and row["note"].endswith(".")
 
 
-@pytest.mark.parametrize("claim", FALSE, ids=by_statement)
+@by_name("claim", FALSE)
 def test_a_claim_that_fails_pins_its_numbers(claim):
     """Any other failure, or none, is a surprise."""
     fine = claim._replace(function=lambda *_: (exact(0.0), exact(0.0)))
@@ -329,8 +313,8 @@ def check_samples_needed(needed, rare, act, num, k):
     assert needed(float(rare), float(act), num, k) == found
 
 
-@pytest.mark.parametrize("num, k", [(1, 0), (1, 1), (2, 1), (3, 1), (3, 2), (3, 3)])
-@pytest.mark.parametrize("rare, act", [(2, 5), (3, 9), (5, 1), (4, 0)])
+@pytest.mark.parametrize("num, k", [(1, 0), (2, 1), (3, 1), (3, 2), (3, 3)])
+@pytest.mark.parametrize("rare, act", [(2, 5), (5, 1), (4, 0)])
 def test_samples_needed_by_brute_force(num, k, rare, act):
     check_samples_needed(headline.samples_needed, Fraction(rare, 10), Fraction(act, 10), num, k)
 
@@ -381,8 +365,6 @@ def check_draws(draw):
 
 def test_transitions_come_up_as_often_as_chance_says():
     check_draws(tabular.draw_transitions)
-    counts = tabular.draw_transitions(dec_mdps.trap_worlds(2, [0.9, 0.5], [0.5, 0.1]), 1000, generator(0))
-    assert (counts[:, 0, 0] == 1000).all()  # the behaviour never leaves the good state
 
 
 def check_fitted_backup(fitted, method, seed=0, states=2, agents=2, members=3):
@@ -416,7 +398,9 @@ def test_the_fitted_backup_equals_a_loop_over_transitions(method):
     check_fitted_backup(tabular.fitted_backup, method)
 
 
-CHECKS = {
+CHECKS = {name: (check, soft_world(0, 3, 2)) for name, (check, _) in TOOLS.items()}
+CHECKS |= {
+    "worst error": (check_worst_error, soft_world(0, 2, 2)),
     "samples needed": (check_samples_needed, Fraction(2, 10), Fraction(6, 10), 3, 1),
     "draws": (check_draws,),
     "fitted backup": (check_fitted_backup, "spacql"),
@@ -424,7 +408,7 @@ CHECKS = {
 
 
 @pytest.mark.parametrize("name, mistake", [(name, mistake) for name in CHECKS for mistake in MISTAKES[name]])
-def test_wrong_coverage_and_learning_are_noticed(name, mistake):
+def test_mistakes_are_noticed(name, mistake):
     check, *args = CHECKS[name]
     rejects(check, MISTAKES[name][mistake], *args)
 
@@ -506,11 +490,10 @@ def draw_little(figure, data):
     figure.subplots().plot([1, 2], label="a")
 
 
-def test_the_command_prints_rows_and_writes_files_the_same_each_time(tmp_path, capsys, monkeypatch):
+def test_the_command_does_the_same_each_time(tmp_path, capsys, monkeypatch):
     outputs = []
     monkeypatch.setattr(report, "current_commit", lambda: "here")
     monkeypatch.setattr(headline, "draw", draw_little)
-    monkeypatch.setattr(headline, "PAIRS", [headline.PAIR])
     for place, seed in (("a", 0), ("b", 0), ("c", 1)):
         (tmp_path / place).mkdir()
         monkeypatch.chdir(tmp_path / place)
@@ -518,13 +501,8 @@ def test_the_command_prints_rows_and_writes_files_the_same_each_time(tmp_path, c
         assert theory_checks.main(argv.split()) == 0
         outputs.append((capsys.readouterr().out, contents(".")))
     assert outputs[0] == outputs[1] and outputs[0][0] != outputs[2][0]
-    said, files = outputs[0]
-    assert set(files) == {"tmp/theory.json", *(f"tmp/linear_or_exponential.{x}" for x in ("png", "pdf"))}
-    saved = json.loads(files["tmp/theory.json"])
-    assert saved["args"] == dict(out="tmp", only="lemma1,theorem3", agents=4, instances=8, seed=0)
-    for number, row in enumerate(saved["rows"], 1):
-        line = said.splitlines()[number + 1]
-        assert line.split()[:2] == [str(number), row["claim"]] and row["statement"] in line
+    files = {"tmp/theory.json", *(f"tmp/linear_or_exponential.{x}" for x in ("png", "pdf"))}
+    assert set(outputs[0][1]) == files
 
 
 @pytest.mark.parametrize("surprise", [False, True])
@@ -537,10 +515,14 @@ def test_the_script_ends_with_its_status(surprise, tmp_path, capsys, monkeypatch
         monkeypatch.setattr(DecMDPs, "total_tv", lambda world, *_: 0 * world.gamma)
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / "theory_checks.py"), run_name="__main__")
-    assert stop.value.code == surprise == ("(!)" in capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert stop.value.code == surprise == ("(!)" in said)
     saved = json.loads((tmp_path / "theory.json").read_text())
+    assert saved["args"] == dict(out=str(tmp_path), only="all", agents=2, instances=2, seed=0)
     assert saved["command"].endswith(f" --out {tmp_path}") and len(saved["rows"]) == len(CLAIMS)
     assert surprise == any(row["verdict"] != row["expected"] for row in saved["rows"])
+    for number, (line, row) in enumerate(zip(said.splitlines()[2:], saved["rows"], strict=False), 1):
+        assert line.split()[:2] == [str(number), row["claim"]] and row["statement"] in line
 
 
 BAD_FLAGS = {
