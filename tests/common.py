@@ -203,16 +203,6 @@ class Script:
             return normal(seed, *shape, self.dim).tanh()
         return torch.eye(self.dim).double()[torch.randint(self.dim, shape, generator=generator(seed))]
 
-    def candidates(self, propose, args, actions, generators, policies=()):
-        """penalty_candidates, of which only one takes policies."""
-        policies = [policies] if self.kind == "continuous" else []
-        return propose(SimpleNamespace(**args), actions, *policies, generators)
-
-    def loss_inputs(self, seed, *shape):
-        """The first three arguments of actor_loss, for shape [S, B, N]: outputs, Q and logged actions."""
-        q_shape = shape if self.kind == "continuous" else (*shape, self.dim)
-        return normal(seed, *shape, self.dim), normal(seed + 1, *q_shape), self.actions(seed + 2, *shape)
-
     def dataset(self, seed, states):
         """Four episodes of three steps of two agents: observations [4, 4, 2, 5] and states [4, 4, 7] or None,
         of different scales, some numbers constant."""

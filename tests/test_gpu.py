@@ -49,7 +49,6 @@ class StandIn(TorchFunctionMode):
 
     def mark(self, result, gpu):
         """All tensors of a result are there from now on."""
-
         for tensor in tensors_in(result):
             self.on_gpu[tensor] = gpu
         return result

@@ -10,6 +10,7 @@ an observation, M agents in the penalty, C candidates of each.
 import itertools
 import math
 from functools import partial
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -188,7 +189,8 @@ def slow_actor_loss(script, outputs, q, logged, clone_weight, extra, s, i):
 @check_of("actor_loss", SEEDS, st.floats(0, 3), st.floats(0, 3), SMALL, SMALL, SMALL)
 def actors_ascend_their_own_value(script, loss, seed, clone_weight, extra, *shape):
     """Every agent's loss, and its gradients in its outputs and in Q."""
-    outputs, q, logged = script.loss_inputs(seed, *shape)
+    outputs, logged = normal(seed, *shape, script.dim), script.actions(seed + 2, *shape)
+    q = normal(seed + 1, *shape) if script.kind == "continuous" else normal(seed + 1, *shape, script.dim)
     outputs.requires_grad_()
     q.requires_grad_(script.kind == "continuous")  # the actors' own actions are in it
     actual = loss(outputs, q, logged, clone_weight, extra)
@@ -245,9 +247,9 @@ def proposals(script, propose, penalty, batch=600, num=3, some=2):
     """Candidates for logged actions and, with forces, two policies: all that went in and came out."""
     logged = script.actions(0, 2, batch, num)
     policies = [script.actions(seed, 2, batch, num) for seed in (1, 2)]
-    args, g = dict(penalty=penalty, penalty_agents=some), [generator(3), generator(4)]
-    joint, log_weights = script.candidates(propose, args, logged, g, policies)
-    return logged, policies, joint, log_weights
+    args, generators = SimpleNamespace(penalty=penalty, penalty_agents=some), [generator(3), generator(4)]
+    places = [logged, policies] if script.kind == "continuous" else [logged]
+    return logged, policies, *propose(args, *places, generators)
 
 
 @check_of("penalty_candidates")

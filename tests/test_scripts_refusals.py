@@ -157,38 +157,26 @@ def test_bad_flags_are_refused(script, trained, tmp_path_factory):
 # ------ damaged checkpoints, which one function reads for both scripts
 
 
-def written(content):
-    """An edit that makes this the content of the file."""
-    return lambda path: Path("bad.pt").write_bytes(content)
-
-
-def cut(share):
-    """An edit that keeps this share of the file."""
-    return lambda path: Path("bad.pt").write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-
-
-def saved_as(value):
-    """An edit that saves another value."""
-    return lambda path: torch.save(value, "bad.pt")
-
-
 def changed(**values):
-    """An edit that sets some of a checkpoint's entries, or removes them where they are None."""
-    return lambda path: torch.save(
-        {k: v for k, v in (load(path.parent) | values).items() if v is not None}, "bad.pt"
-    )
+    """A checkpoint with some other entries, or without them where they are None."""
+    return lambda saved: {k: v for k, v in (saved | values).items() if v is not None}
 
 
-BAD_CHECKPOINTS = {
-    "empty": (written(b""), NOT_READ),
-    "random bytes": (written(np.random.default_rng(0).bytes(5000)), NOT_READ),
-    "a hundredth of it": (cut(0.01), NOT_READ),
-    "most of it": (cut(0.999), NOT_READ),
-    "a pickle": (written(pickle.dumps(Trap("executed"))), NOT_READ),
-    "a torch file that executes code": (saved_as(Trap("executed")), NOT_READ),
+def instead(value):
+    """Something else in the place of a checkpoint."""
+    return lambda _: value
+
+
+BAD_CHECKPOINTS = {  # bytes, the share of the file that is left, or what is saved; and the complaint
+    "empty": (b"", NOT_READ),
+    "random bytes": (np.random.default_rng(0).bytes(5000), NOT_READ),
+    "a hundredth of it": (0.01, NOT_READ),
+    "most of it": (0.999, NOT_READ),
+    "a pickle": (pickle.dumps(Trap("executed")), NOT_READ),
+    "a torch file that executes code": (instead(Trap("executed")), NOT_READ),
     "an entry that executes code": (changed(facts=Trap("executed")), NOT_READ),
-    "a foreign dict": (saved_as({"model": torch.zeros(3), "epoch": 2}), NOT_READ),
-    "a tensor": (saved_as(torch.zeros(3)), NOT_READ),
+    "a foreign dict": (instead({"model": torch.zeros(3), "epoch": 2}), NOT_READ),
+    "a tensor": (instead(torch.zeros(3)), NOT_READ),
     "a missing entry": (changed(actor_adam=None), NOT_READ),
     "arguments that are a text": (changed(args="[1, 2]"), NOT_READ),
     "arguments of another version": (changed(args=dict(colour="red")), "not those of this version"),
@@ -207,7 +195,12 @@ BAD_CHECKPOINTS = {
 @pytest.mark.parametrize("name", BAD_CHECKPOINTS)
 def test_a_bad_checkpoint_is_refused_and_not_executed(name, script, trained):
     damage, words = BAD_CHECKPOINTS[name]
-    damage(trained[script.kind] / "checkpoint.pt")
+    content = (trained[script.kind] / "checkpoint.pt").read_bytes()
+    if callable(damage):
+        torch.save(damage(load(trained[script.kind])), "bad.pt")
+    else:
+        cut = content[: int(damage * len(content))] if isinstance(damage, float) else damage
+        Path("bad.pt").write_bytes(cut)
     assert words in refused(script, ["--resume", "bad.pt", "--rounds", "6"])
     assert not Path("executed").exists()
 

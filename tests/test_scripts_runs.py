@@ -10,12 +10,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -269,14 +268,9 @@ def test_same_flags_make_a_new_folder_and_the_same_networks(run):
 
 def test_a_folder_is_claimed_by_one_run_alone():
     """Of many that ask at the same time."""
-    folders = []
-    args = SimpleNamespace(resume=None, out="runs", name="one", env_id="", dataset="", seed=0, num_seeds=1)
-    args = SimpleNamespace(**vars(args), backup="", penalty="", num_critics=1)
-    threads = [threading.Thread(target=lambda: folders.append(runs.claim_folder(args))) for _ in range(40)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    args = SCRIPTS[0].module.Args(name="one")
+    with ThreadPoolExecutor(40) as pool:
+        folders = list(pool.map(lambda _: runs.claim_folder(args), range(40)))
     assert {path.name for path in folders} == {"one", *(f"one-{i}" for i in range(2, 41))}
 
 

@@ -363,10 +363,6 @@ def check_draws(draw):
     assert ((counts - samples * chances).abs() <= 5 * (samples * chances).sqrt() + 1).all()
 
 
-def test_transitions_come_up_as_often_as_chance_says():
-    check_draws(tabular.draw_transitions)
-
-
 def check_fitted_backup(fitted, method, seed=0, states=2, agents=2, members=3):
     """r + the mean over the member's transitions from (s, a) of g sum_k w_k E mean_j q; else the prior."""
     world, joint = soft_world(seed, agents, states), 2**agents
@@ -393,9 +389,10 @@ def check_fitted_backup(fitted, method, seed=0, states=2, agents=2, members=3):
     close(weights.sum(-1), torch.ones(2, states, joint))
 
 
-@pytest.mark.parametrize("method", ["k = 1", "spacql"])
-def test_the_fitted_backup_equals_a_loop_over_transitions(method):
-    check_fitted_backup(tabular.fitted_backup, method)
+def test_finite_datasets_equal_loops_over_transitions():
+    check_draws(tabular.draw_transitions)
+    for method in ("k = 1", "spacql"):
+        check_fitted_backup(tabular.fitted_backup, method)
 
 
 CHECKS = {name: (check, soft_world(0, 3, 2)) for name, (check, _) in TOOLS.items()}
