@@ -31,12 +31,7 @@ CASES = {
     "batch 1024": dict(batch=1024),
     "batch 1024, all agents in the penalty": dict(batch=1024, penalty_agents=3),  # the paper's size
 }
-AXES = {
-    "critics": (2, 5, 10, 20),
-    "agents": (3, 5, 7, 10),
-    "seeds": (1, 2, 5, 10),
-    "batch": (256, 1024, 4096),
-}
+AXES = {"critics": (2, 5, 10, 20), "agents": (3, 5, 7, 10), "seeds": (1, 2, 5, 10), "batch": (256, 1024)}
 REPETITIONS = 20
 ALPHA, RATE, GAMMA, HIDDEN, ENTROPY_COEF = 0.5, 0.01, 0.95, 64, 0.1
 REPORT = """# Benchmark
@@ -70,13 +65,10 @@ class Steps:
         self.actions, self.state = 2 * torch.rand(seeds, batch, agents, dim) - 1, self.obs.flatten(2)
         if script is spacql:
             self.actions = script.one_hot(self.actions.argmax(-1))
-        critic_sizes, actor_sizes = (
-            (agents * (obs_dim + dim), HIDDEN, HIDDEN, 1),
-            (obs_dim, HIDDEN, HIDDEN, dim),
-        )
-        init = script.init_networks
-        self.critic, self.target_critic = (init(self.generators, critics, critic_sizes) for _ in range(2))
-        self.actor, self.target_actor = (init(self.generators, agents, actor_sizes) for _ in range(2))
+        critic_sizes = (agents * (obs_dim + dim), HIDDEN, HIDDEN, 1)
+        self.critic = script.init_networks(self.generators, critics, critic_sizes)
+        self.actor = script.init_networks(self.generators, agents, (obs_dim, HIDDEN, HIDDEN, dim))
+        self.target_critic, self.target_actor = ([p + 0.01 for p in x] for x in (self.critic, self.actor))
         self.adams = {}
         for params in (self.critic, self.actor):
             self.adams[id(params)] = torch.optim.Adam([p.requires_grad_() for p in params], RATE, fused=True)
@@ -95,9 +87,8 @@ class Steps:
     def critics(self, y):
         """A step down equation (5)."""
         script, policies = self.script, [] if self.script is spacql else [[]]
-        candidates, log_weights = script.penalty_candidates(
-            self.args, self.actions, *policies, self.generators
-        )
+        inputs = (self.args, self.actions, *policies, self.generators)
+        candidates, log_weights = script.penalty_candidates(*inputs)
         joint = torch.cat([self.actions.unsqueeze(2), candidates.flatten(2, 3)], dim=2)
         q = script.critic_values(self.critic, self.state, joint)
         q_data, q_candidates = q[..., 0], q[..., 1:].unflatten(-1, log_weights.shape[2:])
@@ -203,9 +194,8 @@ def separate(params, m):
 def measure(steps):
     """{part: ms in a round, by the fastest run}, and of the whole."""
     y, found = steps.target(), {}
-    for part, call in dict(
-        target=steps.target, critics=lambda: steps.critics(y), actors=steps.actors
-    ).items():
+    calls = dict(target=steps.target, critics=lambda: steps.critics(y), actors=steps.actors)
+    for part, call in calls.items():
         seconds = []
         for _ in range(REPETITIONS):
             start = time.perf_counter()
@@ -246,11 +236,11 @@ def main(argv=None):
     args = parse(Args, argv, description="\n".join(__doc__.splitlines()[:1]))
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
     facts = f"{platform.machine()}, {threads}, torch {torch.__version__}, commit {current_commit()}"
-    tables = [
-        table.to_markdown(index=False, floatfmt=".2f") for table in (measure_rounds(), measure_scaling())
-    ]
+    rounds, scaling = (
+        f().to_markdown(index=False, floatfmt=".2f") for f in (measure_rounds, measure_scaling)
+    )
     with atomic(args.out) as partial_path:
-        partial_path.write_text(REPORT.format(facts=facts, rounds=tables[0], scaling=tables[1]))
+        partial_path.write_text(REPORT.format(facts=facts, rounds=rounds, scaling=scaling))
 
 
 if __name__ == "__main__":

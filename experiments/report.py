@@ -19,17 +19,13 @@ from utils.files import atomic, parse, run_script, say
 
 RUNS_CSV, CURVES_CSV, DEPENDENCE_CSV = "csv/runs.csv", "csv/curves.csv", "csv/dependence.csv"
 DATA_SCORES = {  # mean scores of the datasets that the runs learnt from, by QUALITIES
-    "discrete": {
-        "simple_spread": (0.0, 7.0, 40.9, 99.9),
-        "simple_tag": (0.2, 13.0, 40.3, 101.2),
-        "simple_world": (-0.1, 17.3, 39.9, 100.5),
-    },
-    "continuous": {
-        "simple_spread": (0.1, 13.6, 45.8, 115.3),
-        "simple_tag": (0.0, 22.0, 40.8, 99.2),
-        "simple_world": (0.1, 22.1, 40.4, 99.7),
-        "HalfCheetah-2x3": (0.0, 17.4, 39.3, 101.0),
-    },
+    ("discrete", "simple_spread"): (0.0, 7.0, 40.9, 99.9),
+    ("discrete", "simple_tag"): (0.2, 13.0, 40.3, 101.2),
+    ("discrete", "simple_world"): (-0.1, 17.3, 39.9, 100.5),
+    ("continuous", "simple_spread"): (0.1, 13.6, 45.8, 115.3),
+    ("continuous", "simple_tag"): (0.0, 22.0, 40.8, 99.2),
+    ("continuous", "simple_world"): (0.1, 22.1, 40.4, 99.7),
+    ("continuous", "HalfCheetah-2x3"): (0.0, 17.4, 39.3, 101.0),
 }
 TITLES = {
     "discrete": "Discrete actions (`spacql.py`)",
@@ -145,7 +141,7 @@ def main_table(grid: str, scores: Scores) -> str:
 
     rows = []
     for env_id, quality, rounds, batch_size in sorted(sizes, key=rank):
-        data = DATA_SCORES[grid][env_id][QUALITIES.index(quality)]
+        data = DATA_SCORES[grid, env_id][QUALITIES.index(quality)]
         size = str(rounds) + f" (batch {batch_size})" * (batch_size != 256)
         row = dict(task=env_id, data=f"{quality} ({data})", rounds=size)
         row |= scores_of({m: [scores.at((grid, env_id, quality, m, rounds, batch_size))] for m in METHODS})
@@ -284,18 +280,13 @@ def draw_curves(path: Path, scores: Scores, curves: pd.DataFrame, columns: list[
     for row, (grid, env_id) in zip(axes, panels, strict=True):
         row[0].set_ylabel(grid)
         for ax, quality in zip(row, QUALITIES, strict=True):
-            ax.set_title(f"{env_id} {quality}")
-            points = groups.get(scores.main.get((grid, env_id, quality, "spacql")))
-            if points is None:
-                ax.set_title(f"{env_id} {quality}: not run")
-                ax.axis("off")
-                continue
+            points = groups.get(scores.main.get((grid, env_id, quality, "spacql")), curves[:0])
+            ax.set(title=f"{env_id} {quality}" + ": not run" * points.empty, xlabel="round")
             over_seeds = points.groupby("round")[columns].agg(["mean", "min", "max"])
             for column in columns:
                 mean, low, high = over_seeds[column].to_numpy().T
                 (line,) = ax.plot(over_seeds.index, mean, label=column)
                 ax.fill_between(over_seeds.index, low, high, alpha=0.2, color=line.get_color(), lw=0)
-            ax.set_xlabel("round")
     fig.legend(handles=axes[0][0].lines, loc="outside lower center", ncols=len(columns))
     fig.suptitle(f"{title} (mean and range over seeds)")
     save(fig, path)
@@ -303,15 +294,13 @@ def draw_curves(path: Path, scores: Scores, curves: pd.DataFrame, columns: list[
 
 def draw_scores(path: Path, scores: Scores) -> None:
     """IQM and interval of every method by task and quality; grey lines are the data's mean scores."""
-    panels = [(grid, env_id) for grid, tasks in TASKS.items() for env_id in tasks]
     fig = Figure(figsize=(16, 7.2), layout="constrained")
     axes = fig.subplots(2, 4).flat
-    for ax, (grid, env_id) in zip(axes, panels, strict=False):
-        ax.hlines(DATA_SCORES[grid][env_id], np.arange(4) - 0.42, np.arange(4) + 0.42, color="0.6", lw=1)
+    for ax, ((grid, env_id), of_data) in zip(axes, DATA_SCORES.items(), strict=False):
+        ax.hlines(of_data, np.arange(4) - 0.42, np.arange(4) + 0.42, color="0.6", lw=1)
         for m, method in enumerate(METHODS):
-            groups = [scores.values((grid, env_id, quality), method) for quality in QUALITIES]
-            for q, group in enumerate(groups):
-                if group:
+            for q, quality in enumerate(QUALITIES):
+                if group := scores.values((grid, env_id, quality), method):
                     value, low, high = iqm_interval(group)
                     style = dict(color=f"C{m}", mfc="w" if len(group) < FEWEST else None)
                     ax.errorbar(

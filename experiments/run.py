@@ -1,7 +1,6 @@
 """Runs the experiments of experiments/plan.py and collects what they leave.
 
     python -m experiments.run                     # all that results/csv lacks, two cells at a time; tables
-    python -m experiments.run --grid continuous   # those of one grid
     python -m experiments.run --quick             # a little of everything, into results/quick: minutes
     python -m experiments.run --dry-run           # one command per line, for any scheduler
     python -m experiments.run --jobs 0            # only collects what a scheduler has run
@@ -9,8 +8,8 @@
 
 A job is one command of a script on one core, all missing seeds of a cell side by side. Where it has ended
 well, a record, cell.json, is put into its run folder below runs/results; a folder without one starts anew, so
-that everything can be stopped at any moment. What is done, in the CSV files or in such a folder, is not run
-again. csv/runs.csv has a row per seed, csv/curves.csv a row per seed and evaluation.
+that everything can be stopped at any moment. What is done is not run again. csv/runs.csv has a row per seed,
+csv/curves.csv a row per seed and evaluation.
 """
 
 import json
@@ -80,7 +79,7 @@ def run_job(job: Job, runs: Path) -> str | None:
     folder, log = runs / job.name, runs / f"{job.name}.txt"
     shutil.rmtree(folder, ignore_errors=True)
     runs.mkdir(parents=True, exist_ok=True)
-    commit, machine = code_commit(), f"1 {platform.machine()} core"
+    commit = code_commit()
     command = [sys.executable, *shlex.split(job.command())[2:], "--out", str(runs.absolute())]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with open(log, "w") as file:
@@ -89,16 +88,11 @@ def run_job(job: Job, runs: Path) -> str | None:
     if code:
         said = [line for line in re.split(r"[\r\n]+", log.read_text(errors="replace")) if line.strip()]
         return said[-1].strip() if said else f"ended with status {code}"
-    try:
-        device = results_of(folder)[1]["device"]
-    except Exception as error:  # numpy, zipfile and json raise many kinds for damaged files
-        return f"left no results that can be read: {error}"
-    if device != "cpu":
-        import torch  # only here: it takes seconds to load
-
-        machine = torch.cuda.get_device_name(device)
+    if not (folder / "returns.npz").is_file():
+        return "left no results"
+    record = dict(command=job.command(), commit=commit, machine=f"1 {platform.machine()} core")
     with atomic(folder / RECORD) as partial:
-        partial.write_text(json.dumps(dict(command=job.command(), commit=commit, machine=machine)))
+        partial.write_text(json.dumps(record))
     return None
 
 
@@ -129,14 +123,6 @@ def run_jobs(jobs: list[Job], runs: Path, workers: int, ray_address: str | None 
 # ------ what is kept
 
 
-def results_of(folder: Path) -> tuple[dict, dict, dict]:
-    """A run's settings, summary and history."""
-    with np.load(folder / "returns.npz", allow_pickle=False) as file:
-        args, summary = (json.loads(str(file[name])) for name in ("args", "summary"))
-        history = {name.removeprefix("history_"): file[name] for name in file.files if "history_" in name}
-    return args, summary, history
-
-
 def rows_of(folder: Path, cells: list[Cell]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of runs.csv and of curves.csv that a finished run folder holds.
 
@@ -145,7 +131,11 @@ def rows_of(folder: Path, cells: list[Cell]) -> tuple[pd.DataFrame, pd.DataFrame
     """
     job = job_named(folder.name, cells)
     record = json.loads((folder / RECORD).read_text())
-    args, summary, history = results_of(folder)
+    with np.load(folder / "returns.npz", allow_pickle=False) as file:
+        args, summary = (json.loads(str(file[name])) for name in ("args", "summary"))
+        history = {name.removeprefix("history_"): file[name] for name in file.files}
+    if summary["device"] != "cpu":
+        record["machine"] += f", {summary['device']}"
     for flag, value in re.findall(r"--([\w-]+) (?!--)(\S+)", job.command()):
         own = args[flag.replace("-", "_")]
         if flag != "out" and type(own)(value) != own:

@@ -18,6 +18,7 @@ logged actions by definition, has only this. Letters as in the scripts; F choice
 import itertools
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -92,11 +93,6 @@ def distance(pairs, state, joint):
     return torch.cdist(asked, known).amin(1)
 
 
-def auroc(low, high):
-    """Chance that a number of `high` exceeds one of `low`, ties counted half."""
-    return float(mannwhitneyu(high, low).statistic) / (len(high) * len(low))
-
-
 def replaced(script, actor, obs, logged, generators):
     """a'^(k) for k = 0..N, [S, B, 1 + N, N, A], of logged actions [S, B, N, A]: by the actors at observations
     [S, B, N, O], and by uniform actions."""
@@ -123,9 +119,13 @@ def estimates(script, q, model, pairs, state, joint):
 
 def detection(u, uniform, k):
     """The columns for size k of an estimate u [1 + N, B], k = 0 as logged, and of that of uniform actions."""
+    pairs = u.shape[1] ** 2
     above = (u[k] > u[1]) + (u[k] == u[1]) / 2
-    found = dict(auroc=auroc(u[0], u[k]), auroc_uniform=auroc(u[0], uniform[k]))
-    return found | dict(above_k1=float(above.double().mean()))
+    return dict(
+        auroc=mannwhitneyu(u[k], u[0]).statistic / pairs,
+        auroc_uniform=mannwhitneyu(uniform[k], u[0]).statistic / pairs,
+        above_k1=float(above.double().mean()),
+    )
 
 
 def judge(folder):
@@ -134,15 +134,11 @@ def judge(folder):
     if args.num_critics == 1 or not saved["critic"]:
         raise InputError(f"{folder}: without several critics there is no spread")
     if simulated_name(args.env_id, args.dataset) is None:
-        raise InputError(
-            f"no fresh data like {args.dataset}: only datasets with a name can be simulated anew"
-        )
-    rest = dict(folder=args.data_dir, action_kind=worlds(1).action_kind)
-    trained, fresh = (
-        script.prepare(load_dataset(args.env_id, args.dataset, size, seed, **rest), "cpu")[0]
-        for size, seed in ((args.dataset_size, args.data_seed), (FRESH_SIZE, args.data_seed + FRESH_SEED))
-    )
-    known, actions = trained[0], trained[2]
+        raise InputError(f"no fresh data like {args.dataset}: it has to be a dataset with a name")
+    kind = worlds(1).action_kind
+    source = partial(load_dataset, args.env_id, args.dataset, folder=args.data_dir, action_kind=kind)
+    known, _, actions, *_ = script.prepare(source(args.dataset_size, args.data_seed), "cpu")[0]
+    fresh = script.prepare(source(FRESH_SIZE, args.data_seed + FRESH_SEED), "cpu")[0]
     torch.manual_seed(0)
     model, some = fit_behaviour(known, *as_choices(script, actions)), torch.randperm(len(known))[:PAIRS]
     pairs = known[some], actions[some].flatten(1)

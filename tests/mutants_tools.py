@@ -6,13 +6,6 @@ A mutant takes the right function and its arguments.
 import torch
 
 
-def ties(worth):
-    """Ties count so much."""
-    return lambda right, low, high: float(
-        ((high[:, None] > low).double() + worth * (high[:, None] == low).double()).mean()
-    )
-
-
 def column(name, change):
     """One number of a row is changed: change(row)."""
     return lambda right, *args: (row := right(*args)) | {name: change(row)}
@@ -30,15 +23,10 @@ def replaced_part(place, change):
 
 
 MUTANTS = {
-    "auroc is the share of pairs won": {
-        "ties lose": ties(0.0),
-        "ties win": ties(1.0),
-        "swapped": lambda right, low, high: right(high, low),
-        "at the same place only": lambda right, low, high: float((high[:3] > low[:3]).double().mean()),
-    },
     "columns say what they are of": {
         "auroc of the next size": lambda right, u, v, k: right(u.roll(1, 0), v, k),
         "uniform as the actors": lambda right, u, v, k: right(u, u, k),
+        "swapped": column("auroc", lambda row: 1 - row["auroc"]),
         "above the logged one": column("above_k1", lambda row: row["auroc"]),
     },
     "the model of the behaviour knows who agrees with whom": {

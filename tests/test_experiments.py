@@ -220,13 +220,11 @@ def test_weights(quickly):
 
 def test_claims_ask_for_what_is_planned():
     """Every comparison is between main cells of the plan, but for HalfCheetah's rivals."""
-    planned, nothing = {cell[:4] for cell in EVERYTHING}, Scores(EVERYTHING, rows_from({}))
-    for claim, grid in itertools.product(claims.CLAIMS, claims.TASKS):
-        if grid in claim.grids:
-            verdict, findings = try_claim(claim, grid, nothing)
-            assert verdict == OPEN and all("missing: " in said for _, said in findings.values())
-            places = [(grid, *place) for place in findings if place[0] != "HalfCheetah-2x3"]
-            assert {(*place, method) for place in places for method in METHODS} <= planned
+    nothing, planned = Scores(EVERYTHING, rows_from({})), {cell[:4] for cell in EVERYTHING}
+    for claim in claims.CLAIMS:
+        for grid in claim.grids:
+            places = [place for place in try_claim(claim, grid, nothing)[1] if place[0] != "HalfCheetah-2x3"]
+            assert {(grid, *place, method) for place in places for method in METHODS} <= planned
 
 
 # ------ the plan
@@ -237,14 +235,6 @@ def names_are_safe_and_tell_cells_apart(name_of):
     for cells in (EVERYTHING, QUICK):
         names = {name_of(cell) for cell in cells}
         assert len(names) == len(cells) and all(re.fullmatch(r"[\w.-]{10,120}", name) for name in names)
-
-
-def test_jobs_are_found_by_name():
-    for cells in (EVERYTHING, QUICK):
-        assert all(plan.job_named(Job(c, 3, 2).name, cells) == Job(c, 3, 2) for c in cells[::9])
-    name = Job(EVERYTHING[0], 0, 1).name
-    for wrong in ("nonsense", name.removesuffix("__0x1"), name.replace("0x1", "0x0"), "x__0x1"):
-        assert "no cell is named" in one_line(partial(plan.job_named, wrong, EVERYTHING))
 
 
 MEANINGS = {  # what methods' names mean, as flags of a training script
@@ -295,9 +285,8 @@ def missing_seeds_are_trained_side_by_side(missing):
 
 def test_quick_covers_every_block():
     """The first and the last cell of each block, tiny."""
-    quick = {cell[:4] for cell in QUICK}
     assert {(cell.rounds, cell.batch_size, cell.num_seeds) for cell in QUICK} == {(4, 32, 3)}
-    assert quick == {cells[i][:4] for cells in PLAN for i in (0, -1)}
+    assert {cell[:4] for cell in QUICK} == {cells[i][:4] for cells in PLAN for i in (0, -1)}
 
 
 # ------ what is kept
@@ -431,7 +420,7 @@ def test_jobs(stand_in, tmp_path, monkeypatch):
     stand_in.write_text("import sys; sys.exit(3)")
     assert run.run_job(jobs[0], tmp_path) == "ended with status 3"
     stand_in.write_text("")
-    assert "left no results that can be read" in run.run_job(jobs[0], tmp_path)
+    assert "left no results" in run.run_job(jobs[0], tmp_path)
     shutil.rmtree(tmp_path / jobs[1].name)
     running = run.run_jobs(jobs[1:], tmp_path, 1)
     next(running)
@@ -490,6 +479,7 @@ def test_failed_cells(stand_in, tmp_path, monkeypatch):
     [
         ("--grid discreet", "did you mean 'discrete'?"),
         ("--cell nonsense", "no cell is named nonsense"),
+        ("--cell discrete__simple_spread__random__spacql__800__0x0", "no cell is named discrete"),
         ("--ray local", "--ray needs the ray package: pip install ray"),
         ("--jobs 0", "nothing to report"),
     ],
@@ -531,7 +521,7 @@ def test_quick_cells_end_to_end(tmp_path, data_dir, monkeypatch, quickly):
     assert len(printed) == 4 and len(rows) == 12 and len(curves) == 24
     for cell in planned_cells(True):
         summary = printed[Job(cell, 0, 3).name]
-        own = rows[(rows[KEYS] == cell[:6]).all(axis=1)]
+        own = rows[[key == cell[:6] for key in rows[KEYS].itertuples(index=False, name=None)]]
         assert own["seed"].tolist() == [0, 1, 2] and own["score"].tolist() == summary["scores"]
         assert own["best"].mean() == pytest.approx(summary["best_mean"], abs=0.02)
         weights = own[["w1", "w2", "w3"]].mean()
@@ -546,16 +536,16 @@ def test_code_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "TOP", tmp_path)
     assert run.code_commit() == "unknown"
     (tmp_path / "results").mkdir()
-    for name in ("code.py", "README.md", "results/runs.csv"):
-        (tmp_path / name).write_text("first")
-    for words in ("init -q", "add .", "-c user.name=x -c user.email=x -c commit.gpgsign=false commit -qm x"):
-        subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
-    clean = run.code_commit()
-    for name in ("README.md", "results/runs.csv"):
-        (tmp_path / name).write_text("second")
-    assert run.code_commit() == clean and re.fullmatch("[0-9a-f]{7,}", clean)
-    (tmp_path / "code.py").write_text("second")
-    assert run.code_commit() == f"{clean}-dirty"
+    commits, names = [], ("code.py", "README.md", "results/runs.csv")
+    for changed in (names, names[1:], names[:1]):
+        for name in changed:
+            (tmp_path / name).write_text(f"version {len(commits)}")
+        if not commits:
+            me = "-c user.name=x -c user.email=x -c commit.gpgsign=false"
+            for words in ("init -q", "add .", f"{me} commit -qm x"):
+                subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+        commits.append(run.code_commit())
+    assert re.fullmatch("[0-9a-f]{7,}", commits[0]) and commits[1:] == [commits[0], f"{commits[0]}-dirty"]
 
 
 # ------ the report
@@ -590,8 +580,8 @@ def test_tables_say_what_is_known(quickly):
 
 
 def test_committed_csvs_are_whole():
-    """Every row has its numbers, its commit, a command of the right script, and its curve; none is twice, and
-    all stand in the plan's order."""
+    """Every row is planned, has its numbers, its commit, a command of the right script, and its curve; none
+    is twice, and all stand in the plan's order."""
     tables = [report.read_csv(ROOT / "results" / name) for name in (report.RUNS_CSV, report.CURVES_CSV)]
     for table, ordered in zip(tables, run.collect(tables, [], EVERYTHING), strict=True):
         pd.testing.assert_frame_equal(table, ordered.reset_index(drop=True))
@@ -599,12 +589,13 @@ def test_committed_csvs_are_whole():
     assert set(report.places(curves)) == set(report.places(rows))
     assert {place[:-1] for place in report.places(rows)} <= {cell[:6] for cell in EVERYTHING}
     assert np.isfinite(rows[["score", "best", "wall_s", "stacked"]]).all(axis=None)
+    assert rows["commit"].str.fullmatch("[0-9a-f]{7,}").all()
     for row in rows.itertuples():
         script = r"-m experiments.bc.*|" * (row.method == "bc") + SCRIPTS[row.grid]
-        assert re.match(rf"OMP_NUM_THREADS=1 python ({script}) --env-id {row.env_id} ", row.command)
-        first = int(re.search(r"--seed (\d+)", row.command)[1])
-        assert first <= row.seed < first + row.stacked
-        assert re.fullmatch(r"[0-9a-f]{7,}", row.commit) and row.machine
+        found = re.match(
+            rf"OMP_NUM_THREADS=1 python ({script}) --env-id {row.env_id} .*--seed (\d+)", row.command
+        )
+        assert int(found[2]) <= row.seed < int(found[2]) + row.stacked
 
 
 def test_committed_tables_are_those_of_the_committed_csvs():

@@ -13,19 +13,14 @@ import pytest
 import torch
 from common import (
     SCRIPTS,
-    SEEDS,
-    SMALL,
     close,
     generator,
     indices,
     normal,
     one_line,
     rejects,
-    repeatable,
     separate_network,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 from mutants_tools import MUTANTS
 from PIL import Image
 from torch import nn
@@ -53,10 +48,6 @@ def check_cloning(loss, script, seed=0):
         else:
             expected = nn.functional.cross_entropy(outputs[s, :, i], actions[s, :, i].argmax(-1))
         close(found[s, i], expected)
-
-
-def test_cloning_is_by_likelihood_or_by_distance(script):
-    check_cloning(bc.cloning_loss, script)
 
 
 def clone(data_dir, script, flags):
@@ -99,9 +90,7 @@ def test_cloned_seeds_together_are_seeds_alone(script, data_dir):
     [
         ("--env-id two_door", "did you mean 'two_doors'"),
         ("--rounds 0", "--rounds must be at least 1"),
-        ("--learning-rate nan", "finite"),
         ("--prey a.pt", "need --continuous"),
-        ("--continuous --env-id simple_tag --prey a.pt", "--prey is for OMAR folders"),
     ],
 )
 def test_cloning_refuses_in_one_line(flags, said, data_dir):
@@ -139,39 +128,30 @@ def test_other_worlds_are_scored_but_not_filmed(script, run):
     assert not list(Path().glob("*.gif"))
 
 
-def test_damaged_and_foreign_folders_are_refused(script, run):
+def test_foreign_folders_are_refused(script, run):
     run("--rounds 1 --name one")
     path = Path("runs/one/checkpoint.pt")
-    good = path.read_bytes()
     assert "no checkpoint" in one_line(lambda: enjoy.main(["runs/none"]))
-    flipped = bytearray(good)
-    flipped[len(good) // 2] ^= 1
-    for damaged in (good[: len(good) // 2], bytes(flipped), b"no archive"):
-        path.write_bytes(damaged)
-        assert "cannot read" in one_line(lambda: enjoy.main(["runs/one"]))
-    path.write_bytes(good)
+    assert "--episodes" in one_line(lambda: enjoy.main(["runs/one", "--episodes", "0"]))
     saved = torch.load(path, weights_only=True)
     torch.save(saved | dict(script="other.py"), path)
     assert "unknown script of a run 'other.py'" in one_line(lambda: enjoy.main(["runs/one"]))
     torch.save(saved | dict(args=saved["args"] | dict(tau=1)), path)
     assert "not those of this version" in one_line(lambda: enjoy.main(["runs/one"]))
-    path.write_bytes(good)
-    assert "--episodes" in one_line(lambda: enjoy.main(["runs/one", "--episodes", "0"]))
+    path.write_bytes(b"no archive")
+    assert "cannot read" in one_line(lambda: enjoy.main(["runs/one"]))
 
 
 def test_teams_are_filmed_from_the_same_starts():
-    worlds = make_env("simple_tag", 1)
-    still, right = (
-        films.film(worlds, lambda obs, action=action: torch.full(obs.shape[:3], action), 7, 2)
-        for action in (0, 2)
-    )
-    length = worlds.horizon + 1
+    """In every episode, whatever was played before."""
+    worlds, length = make_env("simple_tag", 1), make_env("simple_tag", 1).horizon + 1
+    plays = [lambda obs, action=action: torch.full(obs.shape[:3], action) for action in (0, 2)]
+    still, right = (films.film(worlds, play, 7, 2) for play in plays)
     assert len(still) == len(right) == 2 * length
-    for i in range(2 * length):
-        same = (still[i][0] == right[i][0]).all()
-        assert same if i % length == 0 else not same  # also of the second episode, whatever was played before
-        assert still[i][1].startswith(f"episode {i // length + 1}, step {i % length}, return ")
-    assert still[0][1].endswith("return 0") and not still[length - 1][1].endswith("return 0")
+    for i, ((one, text), (other, _)) in enumerate(zip(still, right, strict=True)):
+        assert (one == other).all() == (i % length == 0)
+        assert text.startswith(f"episode {i // length + 1}, step {i % length}, return ")
+        assert text.endswith("return 0") or i % length
 
 
 def test_gif_shows_every_moment_of_every_team(tmp_path):
@@ -194,12 +174,11 @@ def test_gif_shows_every_moment_of_every_team(tmp_path):
 
 def test_each_replaced_agent_costs_what_the_figure_says(tmp_path):
     """And the figure is drawn as it is committed."""
-    rareness = [pictures.mean_surprise(k) for k in range(4)]
-    assert [f"{10.0**-x:.1g}" for x in rareness] == ["0.04", "0.005", "0.0006", "7e-05"]
     random = np.random.default_rng(0)
-    for k in range(4):
+    for k, shown in enumerate(["0.04", "0.005", "0.0006", "7e-05"]):
         sampled = np.concatenate([pictures.surprise(k, random) for _ in range(50)])
-        assert abs(sampled.mean() - rareness[k]) < 5 * sampled.std() / len(sampled) ** 0.5
+        mean = pictures.mean_surprise(k)
+        assert f"{10.0**-mean:.1g}" == shown and abs(sampled.mean() - mean) < 5 * sampled.std() / 6000**0.5
     pictures.draw_idea(tmp_path / "idea.png")
     drawn, committed = (np.asarray(Image.open(f / "idea.png")) for f in (tmp_path, TOP / "results"))
     assert (drawn == committed).mean() > 0.99
@@ -208,38 +187,21 @@ def test_each_replaced_agent_costs_what_the_figure_says(tmp_path):
 # ------ detectors: what is measured
 
 
-def check_auroc(measure, low, high=(2.0, 3.0, 0.0)):
-    """All pairs: a win counts 1, a tie 1/2."""
-    wins = sum((h > x) + (h == x) / 2 for h in high for x in low)
-    found = measure(torch.tensor(low), torch.tensor(high))
-    assert found == pytest.approx(wins / (len(low) * len(high)), abs=1e-9)
-
-
-@repeatable
-@given(*[st.lists(st.integers(0, 6).map(float), min_size=1, max_size=12)] * 2)
-def test_auroc_is_the_share_of_pairs_won(low, high):
-    check_auroc(uncertainty.auroc, low, high)
-
-
 def check_detection(detect, seed=0):
-    """By loops over states and pairs of states."""
+    """By loops over states and pairs of states: a win counts 1, a tie 1/2."""
     u, uniform = (torch.randint(4, (4, 7), generator=generator(seed + i)).double() for i in range(2))
 
-    def half(x, y):
-        return float(x > y) + float(x == y) / 2
+    def won(pairs):
+        wins = [float(x > y) + float(x == y) / 2 for x, y in pairs]
+        return sum(wins) / len(wins)
 
     for k in range(1, 4):
-        pairs = list(indices(7, 7))
         expected = dict(
-            auroc=sum(half(u[k, i], u[0, j]) for i, j in pairs) / 49,
-            auroc_uniform=sum(half(uniform[k, i], u[0, j]) for i, j in pairs) / 49,
-            above_k1=sum(half(u[k, i], u[1, i]) for i in range(7)) / 7,
+            auroc=won(itertools.product(u[k], u[0])),
+            auroc_uniform=won(itertools.product(uniform[k], u[0])),
+            above_k1=won(zip(u[k], u[1], strict=True)),
         )
         assert detect(u, uniform, k) == pytest.approx(expected, abs=1e-6)
-
-
-def test_columns_say_what_they_are_of():
-    check_detection(uncertainty.detection)
 
 
 # ------ detectors: a model of the behaviour, and neighbours
@@ -267,7 +229,7 @@ def check_model(surprise):
         p = sum(0.5 * math.prod(0.9 * (a == agreed) + 0.02 for a in joint) for agreed in (0, 1))
         entropy -= p * math.log(p)
     assert entropy - 0.15 < logged.mean() < entropy + 0.25
-    assert uncertainty.auroc(logged, other) > 0.9 and min(logged.min(), other.min()) > 0
+    assert (other > logged).float().mean() > 0.9 and min(logged.min(), other.min()) > 0
     every = torch.tensor(list(itertools.product(range(5), repeat=NUM)))
     total = (-surprise(state[:1].expand(len(every), -1), every)).exp().sum()
     close(total, 1.0, 1e-4)
@@ -283,18 +245,13 @@ def test_the_model_of_the_behaviour_knows_who_agrees_with_whom(monkeypatch):
         rejects(check_model, partial(wrong, right))
 
 
-def test_numbers_in_bins(script):
+def test_numbers_in_bins():
     """Equal bins from -1 to 1, both ends included; discrete actions are what they are."""
-    if script.kind == "discrete":
-        actions = torch.randint(5, (6, NUM), generator=generator(0))
-        choices, values = uncertainty.as_choices(script.module, spacql.one_hot(actions))
-        assert torch.equal(choices, actions) and values == 5
-    else:
-        numbers = torch.linspace(-1, 1, 100)
-        edges = [-1 + 2 * b / 7 for b in range(1, 7)]
-        choices, values = uncertainty.as_choices(script.module, numbers.view(50, 1, 2))
-        assert choices.flatten().tolist() == [sum(float(x) >= edge for edge in edges) for x in numbers]
-        assert choices.shape == (50, 2) and values == 7
+    numbers, edges = torch.linspace(-1, 1, 100), [-1 + 2 * b / 7 for b in range(1, 7)]
+    choices, values = uncertainty.as_choices(SCRIPTS[1].module, numbers.view(50, 1, 2))
+    assert choices.flatten().tolist() == [sum(float(x) >= edge for edge in edges) for x in numbers]
+    actions = torch.randint(5, (6, NUM), generator=generator(0))
+    assert torch.equal(uncertainty.as_choices(spacql, spacql.one_hot(actions))[0], actions) and values == 7
 
 
 def check_distance(measure, seed=0, known=9, batch=4, width=2):
@@ -312,34 +269,19 @@ def check_distance(measure, seed=0, known=9, batch=4, width=2):
         close(found[b], math.sqrt(min(away)), 1e-6)
 
 
-@repeatable
-@given(SEEDS, st.integers(4, 20), SMALL)
-def test_distance_is_to_the_nearest_pair(seed, known, batch):
-    check_distance(uncertainty.distance, seed, known, batch)
-
-
 # ------ detectors: in a run
 
 
 def check_replaced(replace, script):
-    """k = 0 is what was logged; of a'^(k) at most k agents differ, all as the actor plays."""
+    """k = 0 is what was logged; of a'^(k) at most k agents differ, and some k do, as the actor plays;
+    uniform actions do not."""
     obs, logged = normal(0, 1, 300, NUM, 5).float(), script.actions(1, 1, 300, NUM).float()
     actor = script.module.init_networks([generator(0)], NUM, (5, 8, 8, script.dim))
     actor[5][..., 0] = 50.0
-    joint, uniform = replace(script.module, actor, obs, logged, [generator(1)])
-    assert joint.shape == uniform.shape == (1, 300, NUM + 1, NUM, script.dim)
-    assert torch.equal(joint[:, :, 0], logged) and torch.equal(uniform[:, :, 0], logged)
-    acts = (joint[..., 0] > 0.75) & (joint != logged.unsqueeze(2)).any(-1)
-    assert ((joint != logged.unsqueeze(2)).any(-1) == acts).all(), "who changes acts as the actor"
-    count = acts.sum(-1)[0]  # [300, N + 1]
-    assert (count <= torch.arange(NUM + 1)).all() and (count.amax(0) == torch.arange(NUM + 1)).all()
-    moved = (uniform != logged.unsqueeze(2)).any(-1)
-    assert (moved.sum(-1) <= torch.arange(NUM + 1)).all() and not (uniform[..., 0][moved] > 0.75).all()
-    assert moved[:, :, NUM].float().mean() > 0.7
-
-
-def test_replacement_is_the_backups(script):
-    check_replaced(uncertainty.replaced, script)
+    for joint, plays in zip(replace(script.module, actor, obs, logged, [generator(1)]), (1, 0), strict=True):
+        moved = (joint != logged.unsqueeze(2)).any(-1)[0]  # [300, 1 + N, N]
+        assert torch.equal(moved.sum(-1).amax(0), torch.arange(NUM + 1))
+        assert (joint[0, ..., 0][moved] > 0.75).all() == plays and moved[:, NUM].float().mean() > 0.5
 
 
 def check_estimates(estimate, script):
@@ -362,10 +304,6 @@ def check_estimates(estimate, script):
             neighbour=float(uncertainty.distance(pairs, own, row.flatten(1))),
         )
         assert {name: float(u[s, b, k]) for name, u in found.items()} == pytest.approx(expected, abs=1e-6)
-
-
-def test_estimates_are_of_their_joint_actions(script):
-    check_estimates(uncertainty.estimates, script)
 
 
 @pytest.fixture
@@ -410,21 +348,20 @@ def test_what_cannot_be_judged_is_refused(script, run, data_dir, small_study):
 
 CHECKS = {  # of the properties in MUTANTS: the check, the right function, and what else the check is given
     "cloning is by likelihood or by distance": (check_cloning, bc.cloning_loss, SCRIPTS),
-    "auroc is the share of pairs won": (check_auroc, uncertainty.auroc, [[1.0, 2.0, 2.0, 5.0]]),
-    "columns say what they are of": (check_detection, uncertainty.detection, [0]),
-    "distance is to the nearest pair": (check_distance, uncertainty.distance, [0]),
+    "columns say what they are of": (check_detection, uncertainty.detection, range(5)),
+    "distance is to the nearest pair": (check_distance, uncertainty.distance, range(5)),
     "replacement is the backup's": (check_replaced, uncertainty.replaced, SCRIPTS),
     "estimates are of their joint actions": (check_estimates, uncertainty.estimates, SCRIPTS),
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "mistake"), [(name, mistake) for name in CHECKS for mistake in MUTANTS[name]]
-)
-def test_mistakes_are_noticed(name, mistake):
+@pytest.mark.parametrize("name", CHECKS)
+def test_holds_and_mistakes_are_noticed(name):
     check, right, cases = CHECKS[name]
     for case in cases:
-        rejects(check, partial(MUTANTS[name][mistake], right), case)
+        check(right, case)
+        for mistake in MUTANTS[name].values():
+            rejects(check, partial(mistake, right), case)
 
 
 # ------ benchmark
