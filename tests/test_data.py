@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import unittest.mock
-import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -587,6 +586,7 @@ def test_bad_request_is_refused(call, words, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("num", "horizon", "kind"), [(5, 25, "f4"), (10, 2, "f8"), (3, 40, "f2")])
 def test_own_data_of_other_sizes_are_accepted(num, horizon, kind, tmp_path, valid):
     """People may bring data of 3 to 10 agents, other horizons and other precisions."""
@@ -598,9 +598,7 @@ def test_own_data_of_other_sizes_are_accepted(num, horizon, kind, tmp_path, vali
         file["terminals"] = np.zeros((2, horizon), "u1")
         for k in ("env_id", "quality", "action_kind", "random_score", "expert_score"):
             file.attrs[k] = old.attrs[k]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        dataset = load_dataset(SPREAD, str(tmp_path / "own.hdf5"))
+    dataset = load_dataset(SPREAD, str(tmp_path / "own.hdf5"))
     assert dataset.observations.shape == (2, horizon + 1, num, dim) and dataset.mean_return == horizon
     assert (dataset.observations.dtype, dataset.actions.dtype) == (torch.float32, torch.int64)
     assert (dataset.actions == 4).all() and set(datasets.MEASURED) < set(dataset.facts)

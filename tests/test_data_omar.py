@@ -460,6 +460,7 @@ def test_exported_prey_acts_the_same_here_and_in_the_code_of_omar(tmp_path, env_
 # ---------------------------------------------------------------------------------------- the command line
 
 
+@pytest.mark.filterwarnings("error")
 def test_simulated_data_survive_export_and_import(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(mixes, "UPDATES", 2)
     places = ["--data-dir", str(tmp_path / "datasets"), "--out", str(tmp_path)]
