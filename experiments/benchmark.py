@@ -7,6 +7,7 @@ from the paper. From the same parameters and random numbers both end with the sa
 """
 
 import itertools
+import math
 import os
 import platform
 import time
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -24,25 +24,21 @@ import spacql_continuous
 from experiments.plan import TOP
 from utils.files import atomic, current_commit, parse, run_script, say
 
-SCRIPTS = (spacql, spacql_continuous)
 PARTS = {"target": spacql.CRITIC_UPDATES, "critics": spacql.CRITIC_UPDATES, "actors": 1}  # times in a round
-CASES = {
-    "default": {},
-    "batch 1024": dict(batch=1024),
-    "batch 1024, all agents in the penalty": dict(batch=1024, penalty_agents=3),  # the paper's size
-}
-AXES = {"critics": (2, 5, 10, 20), "agents": (3, 5, 7, 10), "seeds": (1, 2, 5, 10), "batch": (256, 1024)}
+DEFAULT = dict(seeds=1, critics=10, agents=3, batch=256, penalty_agents=1)
+CASES = [{}, dict(batch=1024), dict(batch=1024, penalty_agents=3)]  # the last is the paper's size
+CASES += [dict(critics=2), dict(critics=5), dict(critics=20), dict(agents=5), dict(agents=10)]
+CASES += [dict(seeds=2), dict(seeds=5), dict(seeds=10), dict(batch=4096)]
 REPETITIONS = 20
 ALPHA, RATE, GAMMA, HIDDEN, ENTROPY_COEF = 0.5, 0.01, 0.95, 64, 0.1
 REPORT = """# Benchmark
 
 Written by `python -m experiments.benchmark`: {facts}.
-Ten critics of 64 units, three agents, one seed, batch 256 unless said otherwise; the fastest of several runs.
-*loops*: how many times as long plain loops take. *exponent*: slope of log time over log value.
+Networks of 64 units; by default ten critics, three agents, one seed, batch 256, one agent in the penalty.
+ms of a round, the fastest of several, and the shares of its parts; *loops*: how many times as long plain
+loops take; *exponent*: of the case's time over the default's, as a power of what differs.
 
-{rounds}
-
-{scaling}
+{table}
 """
 
 
@@ -56,7 +52,7 @@ class Args:
 class Steps:
     """The script's steps on a batch of random transitions, of which the next ones are the same."""
 
-    def __init__(self, script, seeds=1, critics=10, agents=3, batch=256, penalty_agents=1):
+    def __init__(self, script, seeds, critics, agents, batch, penalty_agents):
         self.script, self.sizes = script, torch.arange(1, agents + 1)
         self.args = SimpleNamespace(penalty="cfcql", penalty_agents=penalty_agents)
         self.generators = [torch.Generator().manual_seed(s) for s in range(seeds)]
@@ -192,7 +188,7 @@ def separate(params, m):
 
 
 def measure(steps):
-    """{part: ms in a round, by the fastest run}, and of the whole."""
+    """{part: ms in a round, by the fastest run}."""
     y, found = steps.target(), {}
     calls = dict(target=steps.target, critics=lambda: steps.critics(y), actors=steps.actors)
     for part, call in calls.items():
@@ -202,45 +198,32 @@ def measure(steps):
             call()
             seconds.append(time.perf_counter() - start)
         found[part] = 1000 * PARTS[part] * min(seconds)
-    return found | dict(round=sum(found.values()))
-
-
-def measure_rounds():
-    """Every script and case, spacql.py beside plain loops."""
-    rows = []
-    for script, (name, sizes) in itertools.product(SCRIPTS, CASES.items()):
-        steps = Steps(script, **sizes)
-        own = measure(steps)
-        row = {"script": script.SCRIPT, "case": name, "ms": f"{own['round']:.4g}"}
-        row |= {part: f"{own[part] / own['round']:.0%}" for part in PARTS}
-        if script is spacql:
-            row["loops"] = f"{measure(Loops(steps))['round'] / own['round']:.1f}"
-        rows.append(row)
-        say(f"{script.SCRIPT}, {name}: done")
-    return pd.DataFrame(rows).fillna("")
-
-
-def measure_scaling():
-    """A round along every axis, one at a time, and the slope of logarithms."""
-    rows = []
-    for script, (axis, values) in itertools.product(SCRIPTS, AXES.items()):
-        ms = [measure(Steps(script, **{axis: value}))["round"] for value in values]
-        row = dict(script=script.SCRIPT, axis=axis, exponent=np.polyfit(np.log(values), np.log(ms), 1)[0])
-        rows.append(row | {"value: ms": ", ".join(f"{v}: {x:.0f}" for v, x in zip(values, ms, strict=True))})
-        say(f"{script.SCRIPT}, {axis}: done")
-    return pd.DataFrame(rows)
+    return found
 
 
 def main(argv=None):
-    """Measure, and write the report."""
+    """Measure every script and case, spacql.py beside plain loops, and write the report."""
     args = parse(Args, argv, description="\n".join(__doc__.splitlines()[:1]))
+    rows, default = [], {}
+    for script, sizes in itertools.product((spacql, spacql_continuous), CASES):
+        steps = Steps(script, **(DEFAULT | sizes))
+        own = measure(steps)
+        total = sum(own.values())
+        default.setdefault(script, total)
+        row = dict(script=script.SCRIPT, case=", ".join(f"{k} {v}" for k, v in sizes.items()) or "default")
+        row |= dict(ms=f"{total:.4g}") | {part: f"{ms / total:.0%}" for part, ms in own.items()}
+        if script is spacql and "seeds" not in sizes:
+            row["loops"] = f"{sum(measure(Loops(steps)).values()) / total:.1f}"
+        if len(sizes) == 1:
+            ((axis, value),) = sizes.items()
+            row["exponent"] = f"{math.log(total / default[script]) / math.log(value / DEFAULT[axis]):.2f}"
+        rows.append(row)
+        say(f"{row['script']}, {row['case']}: {row['ms']} ms")
+    table = pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True)
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
     facts = f"{platform.machine()}, {threads}, torch {torch.__version__}, commit {current_commit()}"
-    rounds, scaling = (
-        f().to_markdown(index=False, floatfmt=".2f") for f in (measure_rounds, measure_scaling)
-    )
     with atomic(args.out) as partial_path:
-        partial_path.write_text(REPORT.format(facts=facts, rounds=rounds, scaling=scaling))
+        partial_path.write_text(REPORT.format(facts=facts, table=table))
 
 
 if __name__ == "__main__":

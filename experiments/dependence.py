@@ -5,16 +5,13 @@ with what `load_dataset` measures at 200,000 transitions (data/mixes.py). What i
 HalfCheetah's datasets, whose simulation takes minutes each, are left out.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import pandas as pd
 from tqdm import tqdm
 
 from data.datasets import MEASURED, load_dataset
 from experiments.plan import CHEETAH, SCRIPTS, TOP, planned_cells
 from experiments.report import DEPENDENCE_CSV, read_csv
-from utils.files import atomic, parse, run_script
+from utils.files import atomic, run_script
 
 OUT = TOP / "results" / DEPENDENCE_CSV
 SIZE = 200_000  # transitions of each dataset
@@ -22,16 +19,7 @@ PLACE = ["actions", "env_id", "dataset"]
 COLUMNS = ["dependence_nats", "standard_error", "predictability"]
 
 
-@dataclass(frozen=True)
-class Args:
-    """Measure the dependence of every planned dataset."""
-
-    data_dir: Path = Path("datasets")
-    """of simulated data"""
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse(Args, argv, description=__doc__)
+def main() -> None:
     table = read_csv(OUT)
     done = set(table[PLACE].itertuples(index=False, name=None)) if len(table) else set()
     kinds = {grid: "continuous" if "continuous" in script else "discrete" for grid, script in SCRIPTS.items()}
@@ -39,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     places = dict.fromkeys((kinds[cell.grid], cell.env_id, cell.dataset) for cell in cells)
     for place in tqdm([place for place in places if place not in done], unit="dataset"):
         kind, env_id, dataset = place
-        facts = load_dataset(env_id, dataset, SIZE, folder=args.data_dir, action_kind=kind).facts
+        facts = load_dataset(env_id, dataset, SIZE, action_kind=kind).facts
         measured = [round(facts[name], 4) for name in MEASURED]
         row = dict(zip(PLACE + COLUMNS, [*place, *measured], strict=True))
         table = pd.concat([table, pd.DataFrame([row])]) if len(table) else pd.DataFrame([row])

@@ -23,13 +23,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from experiments.plan import KEYS, SCRIPTS, TOP, Cell, Job, job_named, missing_jobs, planned_cells
+from experiments.plan import KEYS, TOP, Cell, Job, job_named, missing_jobs, planned_cells
 from experiments.report import CURVES_CSV, RUNS_CSV, places, read_csv, write_report
 from utils.errors import InputError
 from utils.files import atomic, parse, run_script, say
@@ -44,8 +43,6 @@ CURVE_COLUMNS = [*KEYS, *"seed round score k_eff w1 w2 w3 u1 u2 u3 q_data".split
 class Args:
     """What to run. By default: what is missing, then tables and figures."""
 
-    grid: Literal[tuple(SCRIPTS)] | None = None
-    """only this grid"""
     quick: bool = False
     """a few tiny cells of every grid, into results/quick and runs/quick"""
     dry_run: bool = False
@@ -195,9 +192,8 @@ def write_tables(tables: list[pd.DataFrame], out: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse(Args, argv, description="\n".join(__doc__.splitlines()[:3]))
     cells = planned_cells(args.quick)
-    runs, out = TOP / "runs" / "results", TOP / "results"
-    if args.quick:
-        runs, out = TOP / "runs" / "quick", TOP / "results" / "quick"
+    runs = TOP / "runs" / ("quick" if args.quick else "results")
+    out = TOP / "results" / ("quick" if args.quick else "")
     if args.cell:
         job = job_named(args.cell, cells)
         wrong = None if (runs / job.name / RECORD).is_file() else run_job(job, runs)
@@ -206,8 +202,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     finished = sorted(path.parent for path in runs.glob(f"*/{RECORD}"))
     tables = collect([read_csv(out / name) for name in (RUNS_CSV, CURVES_CSV)], finished, cells)
-    chosen = [cell for cell in cells if args.grid in (None, cell.grid)]
-    jobs = missing_jobs(chosen, set(places(tables[0]))) if args.jobs > 0 else []
+    jobs = missing_jobs(cells, set(places(tables[0]))) if args.jobs > 0 else []
     if args.dry_run:
         for job in jobs:
             print(f"OMP_NUM_THREADS=1 python -m experiments.run --cell {job.name}" + " --quick" * args.quick)

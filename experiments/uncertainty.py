@@ -26,7 +26,7 @@ import torch
 import tyro
 from scipy.stats import mannwhitneyu
 from torch import nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import spacql
@@ -58,31 +58,29 @@ def as_choices(script, actions):
 
 
 def fit_behaviour(state, choices, values):
-    """A network for each choice [rows, F] at states [rows, D], which also sees the choices before it."""
-    networks = []
-    for f in range(choices.shape[1]):
-        first, second = nn.Linear(state.shape[1] + f * values, 64), nn.Linear(64, 64)
-        network = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(64, values))
-        adam = torch.optim.Adam(network.parameters())
-        for step in range(STEPS):
-            index = torch.randint(len(state), (BATCH,))
-            inputs = torch.cat([state[index], one_hot(choices[index, :f], values).flatten(1)], dim=1)
-            adam.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
-            adam.zero_grad()
-            cross_entropy(network(inputs), choices[index, f]).backward()
-            adam.step()
-        networks.append(network.requires_grad_(False))
-    return networks
+    """A network of logits [rows, F * V] of choices [rows, F] at states [rows, D]. It takes choices at a state
+    for independent, as those of agents with policies of their own are."""
+    first, second, last = (
+        nn.Linear(state.shape[1], 64),
+        nn.Linear(64, 64),
+        nn.Linear(64, choices.shape[1] * values),
+    )
+    network = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
+    adam = torch.optim.Adam(network.parameters())
+    for step in range(STEPS):
+        index = torch.randint(len(state), (BATCH,))
+        adam.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
+        adam.zero_grad()
+        cross_entropy(network(state[index]).view(-1, values), choices[index].flatten()).backward()
+        adam.step()
+    return network.requires_grad_(False)
 
 
-def surprise(networks, state, choices, values):
+def surprise(network, state, choices, values):
     """Minus the log-likelihoods [rows] of choices [rows, F] at states [rows, D], all above 0."""
-    total = torch.zeros_like(state[:, 0])
-    for f, network in enumerate(networks):
-        inputs = torch.cat([state, one_hot(choices[:, :f], values).flatten(1)], dim=1)
-        likelihood = network(inputs).softmax(-1).gather(1, choices[:, f : f + 1])[:, 0]
-        total -= ((1 - DOUBT) * likelihood + DOUBT / values).log()
-    return total
+    probabilities = network(state).unflatten(1, (-1, values)).softmax(-1)
+    likelihood = probabilities.gather(2, choices.unsqueeze(2)).squeeze(2)
+    return -((1 - DOUBT) * likelihood + DOUBT / values).log().sum(1)
 
 
 def distance(pairs, state, joint):

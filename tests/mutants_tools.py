@@ -3,8 +3,6 @@
 A mutant takes the right function and its arguments.
 """
 
-import torch
-
 
 def column(name, change):
     """One number of a row is changed: change(row)."""
@@ -29,11 +27,9 @@ MUTANTS = {
         "swapped": column("auroc", lambda row: 1 - row["auroc"]),
         "above the logged one": column("above_k1", lambda row: row["auroc"]),
     },
-    "the model of the behaviour knows who agrees with whom": {
-        "agents apart": lambda right, state, choices: right(
-            state, torch.stack([column.roll(7 * f) for f, column in enumerate(choices.T)], dim=1)
-        ),
+    "the model of the behaviour knows the habits": {
         "another state": lambda right, state, choices: right(state.roll(1, 0), choices),
+        "another agent": lambda right, state, choices: right(state, choices.roll(1, 1)),
         "mean over choices": lambda right, *args: right(*args) / 3,
     },
     "distance is to the nearest pair": {

@@ -477,7 +477,6 @@ def test_failed_cells(stand_in, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--grid discreet", "did you mean 'discrete'?"),
         ("--cell nonsense", "no cell is named nonsense"),
         ("--cell discrete__simple_spread__random__spacql__800__0x0", "no cell is named discrete"),
         ("--ray local", "--ray needs the ray package: pip install ray"),
