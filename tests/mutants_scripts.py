@@ -98,11 +98,6 @@ MUTANTS = {
         "another state": lambda right, critic, state, joint: right(critic, state.roll(1, 1), joint),
         "held": lambda right, critic, *rest: right([p.detach() for p in critic], *rest) + 0 * critic[0].sum(),
     },
-    "actors are separate networks": {
-        "another agent": lambda right, actor, obs: right([p.roll(1, 1) for p in actor], obs),
-        "another observation": lambda right, actor, obs: right(actor, obs.roll(1, 2)),
-        "held": lambda right, actor, obs: right(actor, obs).detach() + 0 * sum(p.sum() for p in actor),
-    },
     "networks start as linear layers do": {
         "half as wide": lambda right, *args: [p / 2 for p in right(*args)],
         "biases zero": lambda right, *args: [p * (j % 2 == 0) for j, p in enumerate(right(*args))],

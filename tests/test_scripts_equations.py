@@ -339,24 +339,6 @@ def critics_are_separate_networks(script, values, seed, num_seeds, members, batc
     close(joint.grad, alone.grad)
 
 
-@check_of("actor_outputs", SEEDS, SMALL, SMALL, SMALL)
-def actors_are_separate_networks(script, act, seed, num_seeds, batch, num):
-    """Outputs and their gradient, of every agent by itself on its own observation."""
-    actor = double_networks(script, seed, num_seeds, num, (4, 7, 6, script.dim))
-    obs, slopes = normal(seed, num_seeds, batch, num, 4), normal(seed + 1, num_seeds, batch, num, script.dim)
-    outputs = act(actor, obs)
-    assert outputs.shape == slopes.shape
-    (outputs * slopes).sum().backward()
-    for s, i in indices(num_seeds, num):
-        network = separate_network(actor, s, i)
-        for b in range(batch):
-            out = network(obs[s, b, i])
-            close(outputs[s, b, i], out)
-            (out * slopes[s, b, i]).sum().backward()
-        for stacked, single in zip(actor, gradients(network), strict=True):
-            close(stacked.grad[s, i], single)
-
-
 @check_of("init_networks")
 def networks_start_as_linear_layers_do(script, init, count=4, sizes=(20, 150, 60, 3)):
     """Uniform within 1 / sqrt(fan_in); no two alike; a seed's are the same without the others."""

@@ -70,7 +70,6 @@ BAD_FLAGS = {
     "--num-critic 3": "Unrecognized options: --num-critic, 3; did you mean --num-critics",
     "--rounds 1.5": "Error parsing --rounds: ",
     "--rounds 0": "--rounds must be at least 1, not 0",
-    "--num-seeds -2": "--num-seeds must be at least 1, not -2",
     "--seed -1": "--seed must be at least 0, not -1",
     f"--data-seed {TOO_LARGE}": f"--data-seed {TOO_LARGE} is too large",
     "--dataset-size 24": "dataset size 24 is less than one episode of 25 transitions",
@@ -84,7 +83,6 @@ BAD_FLAGS = {
     "--device cuda:99": "--device cuda:99 cannot be used",
     "--device meta": "--device meta cannot be used",
     "--out file": "cannot write file/",
-    "--out file/below/it": "cannot write file/below/it",
     "--data-dir file": "cannot write file/simple_spread",
     "--resume none": "no checkpoint none",
     "--resume .": "no checkpoint checkpoint.pt",
@@ -116,10 +114,8 @@ RESUMED = {  # beside --resume; where the rounds may grow, this alone stands in 
     "--rounds 6 --seed 1": "was made with --seed 7, not 1: only --rounds may grow",
     "--rounds 6 --num-seeds 3": "was made with --num-seeds 2, not 3",
     "--rounds 6 --dataset expert": "was made with --dataset medium, not expert",
-    "--rounds 6 --env-id simple_tag": "was made with --env-id simple_spread, not simple_tag",
     "--rounds 6 --backup joint": "was made with --backup spacql, not joint",
     "--rounds 6 --learning-rate 0.5": "was made with --learning-rate 0.01, not 0.5",
-    "--rounds 6 --hidden 32": "was made with --hidden 16, not 32",
     "--rounds 6 --paper-size": "was made with --paper-size False, not True",
     "--rounds 6 --gamma 2": "--gamma 2.0 is out of range",
     "--rounds 6 --dataset ./same.h5": "these are not the data of the run: their mean or deviation differs",
@@ -143,8 +139,8 @@ def test_bad_flags_are_refused(script, trained, tmp_path_factory):
     Path("damaged.h5").write_bytes(b"\x89HDF\r\n\x1a\nand so on")
     Path("folder").mkdir()
     names = dict(sister=trained[sister], tasks=", ".join(script.module.TASKS))
-    cases = {(*script.small, *flags.split()): words for flags, words in BAD_FLAGS.items()}
-    cases |= {(*script.small, *flags.split()): words for flags, words in OF_KIND[script.kind].items()}
+    of_flags = BAD_FLAGS | OF_KIND[script.kind]
+    cases = {(*script.small, *flags.split()): words for flags, words in of_flags.items()}
     cases |= {("--resume", str(trained[script.kind]), *flags.split()): RESUMED[flags] for flags in RESUMED}
     wrong = {}
     for flags, words in cases.items():
@@ -176,7 +172,6 @@ BAD_CHECKPOINTS = {  # bytes, the share of the file that is left, or what is sav
     "a torch file that executes code": (instead(Trap("executed")), NOT_READ),
     "an entry that executes code": (changed(facts=Trap("executed")), NOT_READ),
     "a foreign dict": (instead({"model": torch.zeros(3), "epoch": 2}), NOT_READ),
-    "a tensor": (instead(torch.zeros(3)), NOT_READ),
     "a missing entry": (changed(actor_adam=None), NOT_READ),
     "arguments that are a text": (changed(args="[1, 2]"), NOT_READ),
     "arguments of another version": (changed(args=dict(colour="red")), "not those of this version"),

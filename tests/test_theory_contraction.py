@@ -18,8 +18,8 @@ import theory_checks
 from theory import dec_mdps
 from theory.dec_mdps import distributions, one_size, random_worlds, uniform
 
-SIZES = dict(agents=st.integers(1, 4), actions=st.integers(2, 3), states=st.integers(1, 5))
-WORLD = dict(seed=st.integers(0, 10**6), gamma=st.floats(0.01, 0.99), members=st.sampled_from([1, 3])) | SIZES
+WORLD = dict(seed=st.integers(0, 10**6), agents=st.integers(1, 4), actions=st.integers(2, 3))
+WORLD |= dict(states=st.integers(1, 5), gamma=st.floats(0.01, 0.99), members=st.sampled_from([1, 3]))
 
 
 def draw(seed, agents, actions, states, gamma, members):
