@@ -7,13 +7,6 @@ edits of the script's text instead: what is replaced, and by what.
 import torch
 
 
-def numbers_apart(right, logged, policy, order, sizes):
-    """Each number of an action is replaced by a choice of agents of its own."""
-    orders = [order.roll(i, 1) for i in range(logged.shape[-1])]
-    parts = zip(logged.split(1, -1), policy.split(1, -1), orders, strict=True)
-    return torch.cat([right(*part, sizes) for part in parts], dim=-1)
-
-
 def with_part(place, change):
     """Of what the right function returns, one part is changed."""
 
@@ -41,7 +34,6 @@ MUTANTS = {
     "every set of agents is equally likely": {
         "one order for all k": lambda right, a, pi, o, k: right(a, pi, o[:, :, :1].expand_as(o), k),
         "agent 0 preferred": lambda right, a, pi, o, k: right(a, pi, o * torch.tensor([0.9, 1, 1, 1]), k),
-        "numbers apart": numbers_apart,
     },
     "uncertainty is the spread of the members": {
         "divided by E - 1": lambda right, q: q.std(1, correction=min(1, q.shape[1] - 1)),

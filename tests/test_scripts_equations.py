@@ -84,9 +84,8 @@ def every_set_of_agents_is_equally_likely(script, replace, num=4, batch=6000):
     """At each size, and independently of the set at any other size."""
     logged, policy = script.actions(0, 2, batch, num), 10 + script.actions(1, 2, batch, num, num)
     order = torch.rand((2, batch, num, num), generator=generator(2))
-    numbers = replace(logged, policy, order, torch.arange(1, num + 1)) >= 9  # [S, B, K, N, A]
-    assert torch.equal(numbers.any(-1), numbers.all(-1)), "whole actions"
-    sets = (numbers.all(-1) * 2 ** torch.arange(num)).sum(-1)  # [S, B, K], a set as a binary number
+    replaced = (replace(logged, policy, order, torch.arange(1, num + 1)) >= 9).all(-1)  # [S, B, K, N]
+    sets = (replaced * 2 ** torch.arange(num)).sum(-1)  # [S, B, K], a set as a binary number
     for j, k in itertools.combinations(range(num), 2):
         evenly(sets[..., j], math.comb(num, j + 1))
         evenly(2**num * sets[..., j] + sets[..., k], math.comb(num, j + 1) * math.comb(num, k + 1))

@@ -4,7 +4,6 @@ side by side are the seeds trained alone, and that an interrupted run ends as if
 Runs are tiny (Script.small) but for those that must learn. No warning of a library may reach the user of any.
 """
 
-import itertools
 import json
 import os
 import signal
@@ -15,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import DEFAULT, Mock
 
 import h5py
 import numpy as np
@@ -276,14 +276,8 @@ class Stop(Exception):
 
 def die_at(patch, module, name, call):
     """Let the call-th call of module.name raise Stop."""
-    original, calls = getattr(module, name), itertools.count(1)
-
-    def dying(*args, **kwargs):
-        if next(calls) == call:
-            raise Stop
-        return original(*args, **kwargs)
-
-    patch.setattr(module, name, dying)
+    outcomes = [DEFAULT] * (call - 1) + [Stop]
+    patch.setattr(module, name, Mock(wraps=getattr(module, name), side_effect=outcomes))
 
 
 def test_runs_at_once_have_folders_of_their_own_and_resume_bit_by_bit(data_dir):
