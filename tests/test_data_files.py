@@ -83,21 +83,18 @@ def test_failed_writes_and_reads_are_told_in_one_line(tmp_path):
 
 
 COMPLAINTS = {
-    "--nonsense 3": "Unrecognized options: --nonsense, 3",
     "--env-di simple_tag": "Unrecognized options: --env-di, simple_tag; did you mean --env-id?",
     "--iterations many": "Error parsing --iterations: invalid literal for int() with base 10: 'many'",
-    "--iterations": "Missing value for argument '--iterations'. Expected 1 values.",
-    "--env-id simple_tga": "unknown --env-id 'simple_tga' (choose from simple_spread, simple_tag, "
-    "simple_world, HalfCheetah-2x3); did you mean 'simple_tag'?",
+    "--action-kind x": "unknown --action-kind 'x' (choose from discrete, continuous)",
 }
 
 
-@pytest.mark.parametrize("flags", COMPLAINTS)
-def test_complaint_about_flags_is_one_line_at_any_width(flags, monkeypatch):
-    for columns in ("30", "80", "300"):
-        monkeypatch.setenv("COLUMNS", columns)
-        message = one_line(lambda: parse(Args, flags.split()))
-        assert message == COMPLAINTS[flags] or columns == "30"  # where words are broken
+@pytest.mark.parametrize("columns", ["30", "80", "300"])
+def test_complaint_about_flags_is_one_line_at_any_width(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    for flags, complaint in COMPLAINTS.items():
+        message = one_line(lambda flags=flags: parse(Args, flags.split()))
+        assert message == complaint or columns == "30"  # where words are broken
         assert "help" not in message and "│" not in message
 
 

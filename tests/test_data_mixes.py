@@ -94,12 +94,6 @@ def test_bad_mix_is_refused_in_one_line(env_id, text, words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mixes_are_of_discrete_actions(tmp_path):
-    for env_id, words in ((SPREAD, "discrete actions: use spacql.py"), (GAME, "unknown env-id 'two_doors'")):
-        call = lambda env_id=env_id: load_dataset(env_id, "mix", 100, 0, tmp_path, "continuous")  # noqa: E731
-        assert words in one_line(call)
-
-
 @repeatable
 @given(text=st.text(max_size=30))
 def test_any_text_is_a_mix_or_refused(text):

@@ -97,17 +97,10 @@ def copied(folders, tmp_path):
 # ----------------------------------------------------------------------------------------------- reading
 
 
-@pytest.mark.parametrize(
-    ("env_id", "dtype", "columns", "dones"),
-    [
-        (SPREAD, np.float32, False, np.float32),
-        ("simple_tag", np.float64, True, bool),
-        ("simple_world", ">f8", True, np.int64),
-        (CHEETAH, np.float64, False, bool),
-    ],
-)
+@pytest.mark.parametrize("env_id", SHAPES)
+@pytest.mark.parametrize(("dtype", "columns", "dones"), [(np.float64, True, bool), (">f8", False, np.int64)])
 def test_reads_what_a_loop_wrote(tmp_path, env_id, dtype, columns, dones):
-    arrays = make_arrays(env_id, 2 if env_id == CHEETAH else 4)
+    arrays = make_arrays(env_id, 1 if env_id == CHEETAH else 3)
     folder = make_folder(tmp_path / env_id / "medium-replay" / "seed_3_data", arrays, dtype, columns, dones)
     read, facts = read_folder(folder, env_id)
     assert same(read, arrays)
@@ -187,7 +180,6 @@ HEADERS = [
     ("acs_1.npy", change(lambda a: a[:50]), "has 50 rows, but obs_0.npy has 75"),
     ("obs_0.npy", change(lambda a: a[:, :16]), "has 18 columns there, but the shape is (75"),
     ("rews_0.npy", change(lambda a: a[:, None].repeat(2, 1)), "no columns or 1"),
-    ("rews_0.npy", change(lambda a: a[0]), "the shape is ()"),
     ("obs_3.npy", lambda p: shutil.copy(p.parent / "obs_0.npy", p), "3 learning agents, 0..2"),
     ("obs_0.npy", all_files(lambda a: a[:70]), "70 rows are not whole episodes of 25"),
     ("obs_0.npy", all_files(lambda a: a[:0]), "obs_0.npy"),
@@ -389,12 +381,10 @@ PREY_DAMAGES = [
     lambda stored: stored.pop("agent_params"),
     lambda stored: stored.update(agent_params=7),
     lambda stored: stored["agent_params"].pop(),
-    lambda stored: stored["agent_params"].__setitem__(3, None),
     lambda stored: stored["agent_params"][3]["policy"].pop("in_fn.running_var"),
     lambda stored: stored["agent_params"].reverse(),
     parameter("fc1.weight", lambda p: p.T),
     parameter("fc3.weight", lambda p: p.repeat(3, 1)[:5]),
-    parameter("fc1.weight", lambda p: p[0, 0]),
     parameter("fc1.bias", lambda p: p.tolist()),
     parameter("fc2.bias", lambda p: p.long()),
     parameter("fc2.weight", lambda p: p.index_fill(0, torch.tensor(5), torch.nan)),

@@ -7,6 +7,7 @@ catches, bounds, forests) does happen on the way: each of them matters in one su
 """
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -289,16 +290,6 @@ def test_step_is_advance_with_the_prey_acting(env_id, num_agents, kind):
     assert len(shown) == has_prey and all(torch.equal(seen, x) for x in shown)
 
 
-@pytest.mark.parametrize("env_id", ["simple_tag", "simple_world"])
-def test_shipped_prey_is_deterministic(env_id):
-    worlds = make_env(env_id, 100, seed=1)
-    obs = worlds.observe(3)
-    first = worlds.prey(obs)
-    torch.rand(3)  # global random numbers must not matter
-    assert torch.equal(first, make_env(env_id, 100, seed=9).prey(obs)) and len(first.unique()) > 1
-    assert torch.equal(first, torch.cat([worlds.prey(row[None]) for row in obs])), "neighbours do not matter"
-
-
 def test_score_of_uniform_random_play():
     """Uniform random play of simple_spread scores what the benchmark publishes for forces, 159.8."""
     rewards = rollout(Worlds("simple_spread", 10_000, "continuous", seed=11), None, generator(12))["rewards"]
@@ -371,27 +362,23 @@ def test_wrong_actions_are_not_broadcast(env_id, kind, shape, dtype):
             move(torch.zeros(shape, dtype=dtype))
 
 
-def worlds_of(env_id, **given):
-    return Worlds(env_id, 2, **given)
-
-
-def env_of(env_id, **given):
-    return make_env(env_id, 2, **given)
+MAKERS = [partial(Worlds, num_worlds=2), parallel_env]  # of worlds and of the reference
+MAKE_ENV = [partial(make_env, num_worlds=2)]
 
 
 @pytest.mark.parametrize(
     ("makers", "env_id", "given", "words"),
     [
-        ((worlds_of, parallel_env), "simple_sprad", {}, "did you mean 'simple_spread'"),
-        ((worlds_of, parallel_env), "simple_spread", dict(num_agents=2), "has 3 to 10 agents, not 2"),
-        ((worlds_of, parallel_env), "simple_spread", dict(num_agents=11), "has 3 to 10 agents, not 11"),
-        ((worlds_of, parallel_env), "simple_tag", dict(num_agents=4), "has 3 agents, not 4"),
-        ((worlds_of, parallel_env), "simple_tag", dict(action_kind="discret"), "did you mean 'discrete'"),
+        (MAKERS, "simple_sprad", {}, "did you mean 'simple_spread'"),
+        (MAKERS, "simple_spread", dict(num_agents=2), "has 3 to 10 agents, not 2"),
+        (MAKERS, "simple_spread", dict(num_agents=11), "has 3 to 10 agents, not 11"),
+        (MAKERS, "simple_tag", dict(num_agents=4), "has 3 agents, not 4"),
+        (MAKERS, "simple_tag", dict(action_kind="discret"), "did you mean 'discrete'"),
         ([parallel_env], "simple_tag", dict(render_mode="human"), "render mode"),
-        ([env_of], "HalfCheetah-2x3", dict(num_agents=3, action_kind="continuous"), "has 2 agents, not 3"),
-        ([env_of], "HalfCheetah-2x3", {}, "unknown env-id 'HalfCheetah-2x3'"),
-        ([env_of], two_doors.ENV_ID, dict(num_agents=4), "two_doors has 3 agents, not 4"),
-        ([env_of], two_doors.ENV_ID, dict(action_kind="continuous"), "unknown env-id 'two_doors'"),
+        (MAKE_ENV, "HalfCheetah-2x3", dict(num_agents=3, action_kind="continuous"), "has 2 agents, not 3"),
+        (MAKE_ENV, "HalfCheetah-2x3", {}, "unknown env-id 'HalfCheetah-2x3'"),
+        (MAKE_ENV, two_doors.ENV_ID, dict(num_agents=4), "two_doors has 3 agents, not 4"),
+        (MAKE_ENV, two_doors.ENV_ID, dict(action_kind="continuous"), "unknown env-id 'two_doors'"),
     ],
 )
 def test_bad_arguments_are_refused(makers, env_id, given, words):
