@@ -21,7 +21,8 @@ def film(worlds, policy, seed: int, episodes: int) -> list[tuple[np.ndarray, str
     worlds: a Worlds of the task, for its number of agents and its prey. policy: observations [1, 1, N, O] ->
     actions [1, 1, N] or [1, 1, N, A]. Starts are those of seeds seed, seed + 1, ... of envs/pettingzoo.py.
     """
-    env = parallel_env(worlds.env_id, worlds.action_kind, worlds.num_learners, render_mode="rgb_array")
+    shape = (worlds.env_id, worlds.action_kind, worlds.num_learners)
+    env = parallel_env(*shape, render_mode="rgb_array", max_cycles=worlds.horizon)
     learners, frames = env.possible_agents[: worlds.num_learners], []
     for episode in range(episodes):
         obs, _ = env.reset(seed=seed + episode)

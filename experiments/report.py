@@ -146,9 +146,8 @@ def main_table(grid: str, scores: Scores) -> str:
         row = dict(task=env_id, data=f"{quality} ({data})", rounds=size)
         row |= scores_of({m: [scores.at((grid, env_id, quality, m, rounds, batch_size))] for m in METHODS})
         is_main = (env_id, quality, rounds, batch_size) in main
-        rows.append(
-            row | {"*published, on OMAR's data*": PUBLISHED.get((env_id, quality), "") if is_main else ""}
-        )
+        row["*published, on OMAR's data*"] = PUBLISHED.get((env_id, quality), "") if is_main else ""
+        rows.append(row)
     for name, qualities in AGGREGATES.items():
         datasets = []
         for place in itertools.product([grid], TASKS[grid], qualities):
@@ -271,9 +270,9 @@ def save(fig: Figure, path: Path) -> None:
         fig.savefig(partial, dpi=110)
 
 
-def draw_curves(path: Path, scores: Scores, curves: pd.DataFrame, columns: list[str], title: str) -> None:
-    """Columns of SPaCQL's curves over training by task and quality: mean over seeds and their range."""
-    panels = [(grid, env_id) for grid in TASKS for env_id in TASKS["discrete"]]
+def draw_weights(path: Path, scores: Scores, curves: pd.DataFrame) -> None:
+    """SPaCQL's weights over training by task and quality: mean over seeds and their range."""
+    panels, columns = [(grid, env_id) for grid in TASKS for env_id in TASKS["discrete"]], ["w1", "w2", "w3"]
     fig = Figure(figsize=(13, 3.2 * len(panels)), layout="constrained")
     axes = fig.subplots(len(panels), len(QUALITIES), sharey=True, squeeze=False)
     groups = dict(list(curves.groupby(KEYS)))
@@ -282,13 +281,15 @@ def draw_curves(path: Path, scores: Scores, curves: pd.DataFrame, columns: list[
         for ax, quality in zip(row, QUALITIES, strict=True):
             points = groups.get(scores.main.get((grid, env_id, quality, "spacql")), curves[:0])
             ax.set(title=f"{env_id} {quality}" + ": not run" * points.empty, xlabel="round")
-            over_seeds = points.groupby("round")[columns].agg(["mean", "min", "max"])
+            if points.empty:
+                ax.axis("off")
+            of_rounds = points.groupby("round")[columns]
+            mean, low, high = of_rounds.mean(), of_rounds.min(), of_rounds.max()
+            ax.plot(mean, label=columns)
             for column in columns:
-                mean, low, high = over_seeds[column].to_numpy().T
-                (line,) = ax.plot(over_seeds.index, mean, label=column)
-                ax.fill_between(over_seeds.index, low, high, alpha=0.2, color=line.get_color(), lw=0)
+                ax.fill_between(mean.index, low[column], high[column], alpha=0.2, lw=0)
     fig.legend(handles=axes[0][0].lines, loc="outside lower center", ncols=len(columns))
-    fig.suptitle(f"{title} (mean and range over seeds)")
+    fig.suptitle("Replacement weights of SPaCQL over training (mean and range over seeds)")
     save(fig, path)
 
 
@@ -302,10 +303,8 @@ def draw_scores(path: Path, scores: Scores) -> None:
             for q, quality in enumerate(QUALITIES):
                 if group := scores.values((grid, env_id, quality), method):
                     value, low, high = iqm_interval(group)
-                    style = dict(color=f"C{m}", mfc="w" if len(group) < FEWEST else None)
-                    ax.errorbar(
-                        q + (m - 3) * 0.12, value, [[value - low], [high - value]], fmt="o", ms=4, **style
-                    )
+                    style = dict(fmt="o", ms=4, color=f"C{m}", mfc="w" if len(group) < FEWEST else None)
+                    ax.errorbar(q + (m - 3) * 0.12, value, [[value - low], [high - value]], **style)
         ax.set(title=f"{grid}, {env_id}", ylabel="normalised last score", xlim=(-0.5, 3.5))
         ax.set_xticks(range(4), QUALITIES, fontsize=8)
     marks = [Line2D([], [], color=f"C{m}", marker="o", ls="", label=name) for m, name in enumerate(METHODS)]
@@ -325,9 +324,7 @@ def write_report(out: Path, cells: list[Cell]) -> None:
     with atomic(out / "tables.md") as partial:
         partial.write_text(tables(cells, runs, read_csv(out / DEPENDENCE_CSV)))
     scores = Scores(cells, runs)
-    title = "Replacement weights of SPaCQL over training"
-    draw_curves(out / "weights.png", scores, curves, ["w1", "w2", "w3"], title)
-    draw_curves(out / "learning.png", scores, curves, ["score"], "Normalised score of SPaCQL over training")
+    draw_weights(out / "weights.png", scores, curves)
     draw_scores(out / "scores.png", scores)
     say(f"wrote {out / 'tables.md'} and figures")
 

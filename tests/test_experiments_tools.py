@@ -102,19 +102,21 @@ def test_cloning_refuses_in_one_line(flags, said, data_dir):
 
 def test_a_finished_run_is_scored_and_filmed(script, run, monkeypatch, capfd):
     """The same scores again, and a film of the first seed's team beside random play and medium behaviour."""
-    monkeypatch.setattr(enjoy, "FILMED", 1)
+    short = films.parallel_env
+    monkeypatch.setattr(films, "parallel_env", lambda *a, **k: short(*a, **(k | dict(max_cycles=3))))
+    monkeypatch.setattr(enjoy, "FILMED", 2)
     env_id = dict(discrete="simple_spread", continuous="simple_tag")[script.kind]
     summary = run(f"--env-id {env_id} --num-seeds 2 --name one")
     capfd.readouterr()
     again = enjoy.main(["runs/one", "--gif", "team.gif"])
     out, err = capfd.readouterr()
     assert json.loads(out) == again
-    assert "team.gif: seed 0, 1 episodes; random play: " in err and ", medium behaviour: " in err
+    assert "team.gif: seed 0, 2 episodes; random play: " in err and ", medium behaviour: " in err
     assert err.endswith(f", learnt from medium data: {round(summary['scores'][0])}\n") and ": -0" not in err
     for name in ("scores", "score_mean", "score_std", "data_score", "seeds", "env_id", "dataset", "rounds"):
         assert again[name] == summary[name], name
     with Image.open("team.gif") as gif:
-        assert gif.n_frames == make_env(env_id, 1).horizon + 1
+        assert gif.n_frames == 2 * (3 + 1)
         assert gif.size == (3 * films.SIDE, films.SIDE + films.CAPTION)
     few = enjoy.main(["runs/one/checkpoint.pt", "--episodes", "3"])
     assert few["episodes"] == 3 and few["scores"] != summary["scores"]
@@ -143,7 +145,8 @@ def test_foreign_folders_are_refused(script, run):
 
 def test_teams_are_filmed_from_the_same_starts():
     """In every episode, whatever was played before."""
-    worlds, length = make_env("simple_tag", 1), make_env("simple_tag", 1).horizon + 1
+    worlds, length = make_env("simple_tag", 1), 6
+    worlds.horizon = length - 1
     plays = [lambda obs, action=action: torch.full(obs.shape[:3], action) for action in (0, 2)]
     still, right = (films.film(worlds, play, 7, 2) for play in plays)
     assert len(still) == len(right) == 2 * length
