@@ -283,10 +283,10 @@ def die_at(patch, module, name, call):
 def test_runs_at_once_have_folders_of_their_own_and_resume_bit_by_bit(data_dir):
     """Of either script, with one name. One is killed, one interrupted; each dies once more, and ends as if
     nothing had been."""
-    flags = f"--data-dir {data_dir} --name one --rounds 100000".split()
+    flags = f"--data-dir {data_dir} --name one --rounds 5000".split()
     pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # even if we are a shell's background job
-    children = {}
+    children, folders = {}, {}
     for script in SCRIPTS:
         command = [sys.executable, ROOT / script.name, *script.small, *flags]
         children[script.name] = subprocess.Popen(command, preexec_fn=heed, **pipes)
@@ -304,6 +304,8 @@ def test_runs_at_once_have_folders_of_their_own_and_resume_bit_by_bit(data_dir):
         if how == signal.SIGINT:
             assert told.splitlines()[-1] == f"{script.name}: interrupted"
             assert not list(folder.glob("*.partial*"))
+        folders[script] = folder
+    for script, folder in folders.items():
         rounds = load(folder)["round"] + 4
         for _ in range(2):
             with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
