@@ -169,12 +169,6 @@ HAND_COMPUTED = {
 }
 
 
-def put(worlds, *state):
-    """Put positions, velocities and landmarks into the one world of `worlds`."""
-    state = (torch.tensor(np.array([values]), dtype=torch.float64) for values in state)
-    worlds.position, worlds.velocity, worlds.landmarks = state
-
-
 @pytest.mark.parametrize("case", HAND_COMPUTED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_step_worked_out_by_hand(case, kind):
@@ -183,7 +177,8 @@ def test_one_step_worked_out_by_hand(case, kind):
     directions = np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]], dtype=np.float64)
     actions = np.array(actions) if kind == "discrete" else directions[actions]
     worlds, env = Worlds(env_id, 1, kind, dtype=torch.float64), parallel_env(env_id, kind)
-    put(worlds, *state)
+    tensors = [torch.tensor([values], dtype=torch.float64) for values in state]
+    worlds.position, worlds.velocity, worlds.landmarks = tensors
     env.reset(seed=0)
     env.set_state(*state)
     _, rewards, _, _, _ = env.step(dict(zip(env.possible_agents, actions, strict=True)))
@@ -191,22 +186,6 @@ def test_one_step_worked_out_by_hand(case, kind):
     np.testing.assert_allclose(list(rewards.values()), expected, atol=1e-8)
     np.testing.assert_allclose(worlds.position[0].numpy(), moved, atol=1e-9)
     np.testing.assert_allclose(env.get_state()[0], moved, atol=1e-9)
-
-
-def test_observations_written_out():
-    """The order of simple_world's observation, number by number, for a predator and the prey."""
-    position = np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6], [0.7, 0.8]])
-    velocity = np.array([[0.01, 0.02], [0.03, 0.04], [0.05, 0.06], [0.07, 0.08]])
-    landmarks = np.array([[-0.1, -0.2], [-0.3, -0.4], [-0.5, -0.6], [0.1, 0.3], [0.8, 0.9]])
-    worlds, env = Worlds("simple_world", 1, dtype=torch.float64), parallel_env("simple_world")
-    put(worlds, position, velocity, landmarks)
-    env.set_state(position, velocity, landmarks)
-    for body, others in ((1, [0, 2, 3]), (3, [0, 1, 2])):
-        expected = [velocity[body], position[body], *(landmarks - position[body])]
-        expected += [*(position[others] - position[body]), *([velocity[3]] if body == 1 else [])]
-        expected = np.concatenate([*expected, [1.0, -1.0] if body == 1 else [-1.0, 1.0]])
-        np.testing.assert_allclose(worlds.observe(body)[0].numpy(), expected, atol=1e-15)
-        np.testing.assert_allclose(env.observe(env.possible_agents[body], np.float64), expected, atol=1e-15)
 
 
 # ------------------------------------------------------------------------------- the batched worlds alone
@@ -288,12 +267,6 @@ def test_step_is_advance_with_the_prey_acting(env_id, num_agents, kind):
     assert torch.equal(rewards, two.advance(joint)[:, :3]) and torch.equal(one.position, two.position)
     assert torch.equal(observations, torch.stack([two.observe(i) for i in range(3)], dim=1))
     assert len(shown) == has_prey and all(torch.equal(seen, x) for x in shown)
-
-
-def test_score_of_uniform_random_play():
-    """Uniform random play of simple_spread scores what the benchmark publishes for forces, 159.8."""
-    rewards = rollout(Worlds("simple_spread", 10_000, "continuous", seed=11), None, generator(12))["rewards"]
-    assert abs(rewards.mean(-1).sum(1).mean().item() - 159.8) < 1.5
 
 
 # ---------------------------------------------------------------------------- what all worlds have in common
@@ -435,22 +408,18 @@ def test_frames(env_id, colours):
     position, velocity, landmarks = env.get_state()
     env.set_state(position[[1, 0, *range(2, len(position))]], velocity, landmarks)
     assert (env.render() != after).any(axis=-1).sum() > 10, "two agents have changed places"
-    for scale in (1, 10):
-        env.set_state(scale * position, velocity, landmarks)
-        frame = env.render()
-        border = np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
-        assert (border == border[0]).all(), "a body touches the border"
+    env.set_state(10 * position, velocity, landmarks)
+    frame = env.render()
+    border = np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
+    assert (border == border[0]).all(), "a body touches the border"
     assert parallel_env(env_id).render() is None
 
 
 def test_bad_use_of_the_worlds_and_the_reference():
     tag, forces = parallel_env("simple_tag"), parallel_env("simple_tag", "continuous")
-    refused = [
-        (lambda: Worlds("simple_tag", 2).step(torch.zeros(2, 3, dtype=torch.int64)), "needs a prey"),
-        (lambda: tag.step({}), "reset"),
-    ]
-    for call, words in refused:
-        assert words in one_line(call)
+    without = Worlds("simple_tag", 2)
+    assert "needs a prey" in one_line(lambda: without.step(torch.zeros(2, 3, dtype=torch.int64)))
+    assert "reset" in one_line(lambda: tag.step({}))
     tag.reset(seed=0), forces.reset(seed=0)
     bad = [(tag, action, "0 to 4") for action in (5, -1, 1.5, [1, 2])]
     bad += [(forces, action, "2 numbers") for action in ([0.0, 1.1], [0.0], [0.0, np.nan], 1)]
