@@ -25,7 +25,6 @@ from data.datasets import describe, find_prey, load_dataset, normalise
 from envs import make_env
 from experiments.enjoy import score_summary
 from utils import runs
-from utils.errors import InputError
 from utils.files import atomic, parse, run_script, say
 
 SIZES = ("rounds", "batch_size", "learning_rate", "eval_every", "eval_episodes")  # None: the script's own
@@ -38,7 +37,6 @@ class Args:
     env_id: str = "simple_spread"  # a task of the script
     dataset: str = "medium"  # a quality, a mix, an .h5 file or an OMAR folder, as the script takes it
     continuous: bool = False  # forces and torques, the data of spacql_continuous.py
-    prey: str | None = None  # pretrained_adv_model.pt of an OMAR folder, if not beside or above it
     seed: int = 0  # first seed
     num_seeds: int = 1  # [S] seeds trained at once
     rounds: int | None = None  # gradient steps
@@ -66,9 +64,7 @@ def main(argv=None):
     runs.check_numbers(asdict(args))
     device = runs.pick_device(args.device)
     script, kind = (spacql_continuous, "continuous") if args.continuous else (spacql, "discrete")
-    if args.prey and not args.continuous:
-        raise InputError("--prey is for OMAR folders, which need --continuous")
-    prey = find_prey(args.env_id, args.dataset, args.prey, device) if args.continuous else None
+    prey = find_prey(args.env_id, args.dataset, None, device) if args.continuous else None
     dataset = load_dataset(args.env_id, args.dataset, args.dataset_size, 0, args.data_dir, kind)
     num_agents, obs_dim = dataset.observations.shape[2:]
     given = {name: value for name, value in vars(args).items() if value is not None}
@@ -88,8 +84,6 @@ def main(argv=None):
     settings = replace(settings, name=args.name or re.sub(r"[^\w.=-]+", "-", name))
     folder = runs.claim_folder(settings)
     say(f"{folder}: {describe(dataset)}")
-    with atomic(folder / "args.json") as partial_path:
-        partial_path.write_text(json.dumps(asdict(args), indent=2))
     history, start = [], time.time()
     for round_number in tqdm(range(1, args.rounds + 1), file=sys.stderr, unit="round"):
         index = script.per_seed(torch.randint, generators, len(obs), (args.batch_size,))  # [S, B]

@@ -4,8 +4,10 @@
     python -m experiments.enjoy runs/NAME --gif team.gif    # and a film of its first seed
 
 Takes run folders of spacql.py, spacql_continuous.py and experiments.bc. By default the episodes are those
-behind the run's own reported scores, so that these come out again. Films are of the particle worlds, whose
-pictures number the agents.
+behind the run's own reported scores, so that these come out again. Films are of the particle worlds; a team
+of three is shown beside random play and the behaviour that logged the medium data, from the same starts.
+Nothing is chosen: starts are those of seeds EVAL_SEED, EVAL_SEED + 1, ..., the numbers above the teams their
+mean scores.
 """
 
 import json
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 import tyro
 
 import spacql
@@ -20,13 +23,13 @@ import spacql_continuous
 from data.datasets import find_prey, normalise
 from envs import make_env
 from envs.particles import ENV_IDS
+from envs.shipped import POLICY, load_policies
 from experiments.films import compose, film, save_gif
 from utils import runs
 from utils.errors import InputError, check_choice
 from utils.files import parse, run_script, say
 
 SCRIPTS = {script.SCRIPT: script for script in (spacql, spacql_continuous)}
-KINDS = {spacql.SCRIPT: "discrete", spacql_continuous.SCRIPT: "continuous"}
 FILMED = 3  # episodes
 
 
@@ -78,6 +81,30 @@ def score_summary(args, returns, facts) -> dict:
     )
 
 
+@torch.no_grad()
+def film_teams(folder: Path, path: Path, learnt_score: float) -> None:
+    """Film three episodes of the run's first seed, and where it has three agents, of two teams beside it."""
+    script, settings, saved, worlds = load_team(folder)
+    env, generator = worlds(script.FINAL_FACTOR * settings.eval_episodes), torch.Generator()
+    first = [p[:1] for p in saved["actor"]]
+    teams = {}  # policies of observations [1, B, N, O] -> actions [1, B, N] or [1, B, N, A]
+    if env.num_learners == 3:
+        policies, behaviour = load_policies(env.env_id, action_kind=env.action_kind), POLICY[env.action_kind]
+        medium = policies.iterates[policies.facts["medium_iterate"]]
+        teams["random play"] = lambda obs: behaviour.uniform(worlds(obs.shape[1]), generator)[None]
+        teams["medium behaviour"] = lambda obs: behaviour.act(medium, obs[0], generator)[None]
+    scores = {}
+    for name, policy in teams.items():
+        returns = script.evaluate(policy, env, 1, script.EVAL_SEED + 1)
+        scores[name] = normalise(float(returns.mean()), saved["facts"])
+    learnt = f"learnt from {Path(settings.dataset).stem} data"
+    teams[learnt], scores[learnt] = partial(script.play, first, scale=saved["scale"]), learnt_score
+    films = [film(worlds(1), policy, script.EVAL_SEED, FILMED) for policy in teams.values()]
+    titles = [f"{name}: {round(score)}" for name, score in scores.items()]  # never -0
+    save_gif(path, compose(films, titles), len(films[0]) // FILMED)
+    say(f"{path}: seed {settings.seed}, {FILMED} episodes; {', '.join(titles)}")
+
+
 def main(argv=None):
     """Score the run's teams and print the summary as JSON, then film; returns the summary."""
     args = parse(Args, argv, description="\n".join(__doc__.splitlines()[:4]))
@@ -94,11 +121,7 @@ def main(argv=None):
     summary |= score_summary(settings, returns, saved["facts"]) | dict(rounds=saved["round"])
     print(json.dumps(summary), flush=True)
     if args.gif:
-        first = partial(script.play, [p[:1] for p in saved["actor"]], scale=saved["scale"])
-        frames = film(worlds(1), first, script.EVAL_SEED, FILMED)
-        title = f"{settings.env_id}: score {summary['scores'][0]:.0f}"
-        save_gif(args.gif, compose([frames], [title]), len(frames) // FILMED)
-        say(f"{args.gif}: seed {settings.seed}, {FILMED} episodes")
+        film_teams(args.folder, args.gif, summary["scores"][0])
     return summary
 
 

@@ -21,13 +21,16 @@ def film(worlds, policy, seed: int, episodes: int) -> list[tuple[np.ndarray, str
     worlds: a Worlds of the task, for its number of agents and its prey. policy: observations [1, 1, N, O] ->
     actions [1, 1, N] or [1, 1, N, A]. Starts are those of seeds seed, seed + 1, ... of envs/pettingzoo.py.
     """
-    env = parallel_env(worlds.env_id, worlds.action_kind, worlds.num_learners, render_mode="rgb_array")
+    shape = (worlds.env_id, worlds.action_kind, worlds.num_learners)
+    env = parallel_env(*shape, render_mode="rgb_array", max_cycles=worlds.horizon)
     learners, frames = env.possible_agents[: worlds.num_learners], []
     for episode in range(episodes):
         obs, _ = env.reset(seed=seed + episode)
         step, played = 0, 0.0
-        frames.append((env.render(), f"episode {episode + 1}, step {step}, return {played:.0f}"))
-        while env.agents:
+        while True:
+            frames.append((env.render(), f"episode {episode + 1}, step {step}, return {round(played)}"))
+            if not env.agents:
+                break
             team = torch.from_numpy(np.stack([obs[name] for name in learners])).to(worlds.device)
             actions = policy(team[None, None])[0, 0].tolist()
             if worlds.prey:
@@ -35,7 +38,6 @@ def film(worlds, policy, seed: int, episodes: int) -> list[tuple[np.ndarray, str
                 actions += worlds.prey(prey_obs[None]).tolist()
             obs, rewards, *_ = env.step(dict(zip(env.possible_agents, actions, strict=True)))
             step, played = step + 1, played + np.mean([rewards[name] for name in learners])
-            frames.append((env.render(), f"episode {episode + 1}, step {step}, return {played:.0f}"))
     return frames
 
 
@@ -48,9 +50,8 @@ def compose(films: list[list], titles: list[str]) -> list[Image.Image]:
         draw = ImageDraw.Draw(sheet)
         for place, ((frame, text), title) in enumerate(zip(moment, titles, strict=True)):
             left = place * SIDE
-            sheet.paste(
-                Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.LANCZOS), (left, CAPTION)
-            )
+            small_frame = Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            sheet.paste(small_frame, (left, CAPTION))
             draw.text((left + SIDE / 2, 13), title, "black", large, anchor="mm")
             draw.text((left + SIDE / 2, 34), text, "#555555", small, anchor="mm")
             if place:

@@ -1,33 +1,19 @@
-"""Draws the README's pictures, from the repository's top folder.
+"""Draws results/idea.png, the figure of the method in docs/method.md: python -m experiments.pictures
 
-    python -m experiments.pictures --idea                   # results/idea.png
-    python -m experiments.pictures --gif                    # trains (a minute); results/simple_spread.gif
-    python -m experiments.pictures --gif --run runs/NAME    # films the team of a run folder of either script
-
-A GIF shows three teams from the same starts: one that plays uniformly, the medium behaviour policy that makes
-the dataset of that name, and the one that was learnt. Nothing is chosen: the starts are those of seeds
-EVAL_SEED, EVAL_SEED + 1, ..., the scores above the teams are means over the episodes behind the run's score.
+The films of the README and of docs/data.md are made by experiments.enjoy, with --gif.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 import spacql
-from data.datasets import normalise
-from envs.particles import ENV_IDS
-from envs.shipped import POLICY, load_policies
-from experiments.enjoy import load_team
-from experiments.films import compose, film, save_gif
-from utils.errors import InputError
-from utils.files import atomic, parse, run_script, say
+from experiments.plan import TOP
+from utils.files import atomic
 
-RESULTS = Path(__file__).parent.parent / "results"
 GREY, BLUE, ORANGE, GREEN = "#8c8c8c", "#0072b2", "#d55e00", "#009e73"  # of Okabe and Ito's palette
 # The example of the figure: three agents with five actions each, alike; the policy prefers what is rare in
 # the data.
@@ -35,23 +21,6 @@ BEHAVIOUR = np.array([0.60, 0.25, 0.10, 0.04, 0.01])
 TARGET_POLICY = np.array([0.05, 0.05, 0.15, 0.50, 0.25])
 SPREADS = (1.0, 2.0, 4.0)  # u_1, u_2, u_3
 SAMPLES = 120  # points per row
-EPISODES = 3  # of a film
-
-
-@dataclass(frozen=True)
-class Args:
-    """What to draw."""
-
-    idea: bool = False
-    """draw the figure of the idea"""
-    gif: bool = False
-    """film a random, a medium and a learnt team"""
-    env_id: Literal["simple_spread", "simple_tag", "simple_world"] = "simple_spread"
-    """with --gif and without --run: the task, on whose medium data a team is trained first"""
-    run: Path | None = None
-    """with --gif: the run folder that holds the learnt team"""
-    out: Path = RESULTS
-    """folder for the pictures"""
 
 
 def surprise(k: int, generator: np.random.Generator) -> np.ndarray:
@@ -116,52 +85,5 @@ def draw_idea(path: Path) -> None:
         fig.savefig(partial_path, dpi=190, facecolor="white")
 
 
-@torch.no_grad()
-def film_teams(run: Path, out: Path) -> Path:
-    """Film three teams on the task of a run; returns the GIF's path. Raises InputError for others."""
-    script, args, saved, worlds = load_team(run)
-    env, generator = worlds(script.FINAL_FACTOR * args.eval_episodes), torch.Generator()
-    if args.env_id not in ENV_IDS or env.num_learners != 3:
-        raise InputError(f"no film of {env.num_learners} agents in {args.env_id}")
-    kind = env.action_kind
-    policies, behaviour = load_policies(args.env_id, action_kind=kind), POLICY[kind]
-    medium = policies.iterates[policies.facts["medium_iterate"]]
-    first = [p[:1] for p in saved["actor"]]
-    teams = {  # policies of observations [1, B, N, O] -> actions [1, B, N] or [1, B, N, A]
-        "random play": lambda obs: behaviour.uniform(worlds(obs.shape[1]), generator)[None],
-        "medium behaviour": lambda obs: behaviour.act(medium, obs[0], generator)[None],
-        f"learnt from {args.dataset} data": lambda obs: script.play(first, obs, saved["scale"]),
-    }
-    films, titles = [], []
-    for name, policy in teams.items():
-        generator.manual_seed(0)
-        returns = script.evaluate(policy, env, 1, script.EVAL_SEED + 1)
-        titles.append(f"{name}: {normalise(float(returns.mean()), saved['facts']):.0f}")
-        films.append(film(worlds(1), policy, script.EVAL_SEED, EPISODES))
-        say(f"{args.env_id}, {titles[-1]}")
-    path = out / f"{args.env_id}.gif"
-    save_gif(path, compose(films, titles), len(films[0]) // EPISODES)
-    return path
-
-
-def main(argv=None) -> None:
-    """Draw what the command line asks for."""
-    args = parse(Args, argv, description="\n".join(__doc__.splitlines()[:5]))
-    if not (args.idea or args.gif):
-        raise InputError("say what to draw: --idea, --gif")
-    drawn = []
-    if args.idea:
-        drawn.append(args.out / "idea.png")
-        draw_idea(drawn[-1])
-    if args.gif:
-        run = args.run
-        if run is None:
-            flags = ["--env-id", args.env_id, "--dataset", "medium", "--name", f"{args.env_id}-for-pictures"]
-            run = Path(spacql.main(flags)["folder"])
-        drawn.append(film_teams(run, args.out))
-    for path in drawn:
-        say(f"{path}: {path.stat().st_size / 1000:.0f} kB")
-
-
 if __name__ == "__main__":
-    run_script("experiments.pictures", main)
+    draw_idea(TOP / "results" / "idea.png")

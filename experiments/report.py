@@ -1,32 +1,31 @@
 """results/tables.md and the figures: scores, verdicts on the paper's claims, and what is missing, from the
-CSV files in results/csv alone. `python -m experiments.run --report` writes them anew."""
+CSV files in results/csv alone. `python -m experiments.report` writes them anew."""
 
 import itertools
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from experiments import claims, plan
-from experiments.claims import CLAIMS, COVERAGE, FEWEST, PUBLISHED, TASKS, Scores, difference, iqm_interval
-from experiments.plan import KEYS, METHODS, NARROW, QUALITIES, WIDE, Cell, missing_jobs
-from utils.files import atomic, say
+from experiments.claims import CLAIMS, FEWEST, PUBLISHED, TASKS, Scores, difference, iqm_interval
+from experiments.plan import KEYS, METHODS, NARROW, QUALITIES, TOP, WIDE, Cell, missing_jobs, planned_cells
+from utils.errors import InputError
+from utils.files import atomic, parse, run_script, say
 
 RUNS_CSV, CURVES_CSV, DEPENDENCE_CSV = "csv/runs.csv", "csv/curves.csv", "csv/dependence.csv"
 DATA_SCORES = {  # mean scores of the datasets that the runs learnt from, by QUALITIES
-    "discrete": {
-        "simple_spread": (0.0, 7.0, 40.9, 99.9),
-        "simple_tag": (0.2, 13.0, 40.3, 101.2),
-        "simple_world": (-0.1, 17.3, 39.9, 100.5),
-    },
-    "continuous": {
-        "simple_spread": (0.1, 13.6, 45.8, 115.3),
-        "simple_tag": (0.0, 22.0, 40.8, 99.2),
-        "simple_world": (0.1, 22.1, 40.4, 99.7),
-        "HalfCheetah-2x3": (0.0, 17.4, 39.3, 101.0),
-    },
+    ("discrete", "simple_spread"): (0.0, 7.0, 40.9, 99.9),
+    ("discrete", "simple_tag"): (0.2, 13.0, 40.3, 101.2),
+    ("discrete", "simple_world"): (-0.1, 17.3, 39.9, 100.5),
+    ("continuous", "simple_spread"): (0.1, 13.6, 45.8, 115.3),
+    ("continuous", "simple_tag"): (0.0, 22.0, 40.8, 99.2),
+    ("continuous", "simple_world"): (0.1, 22.1, 40.4, 99.7),
+    ("continuous", "HalfCheetah-2x3"): (0.0, 17.4, 39.3, 101.0),
 }
 TITLES = {
     "discrete": "Discrete actions (`spacql.py`)",
@@ -36,31 +35,33 @@ TITLES = {
     "cloning-continuous": "The same with forces (`spacql_continuous.py`)",
     "coordination": "Data of teams that act together, more or less (`spacql.py`)",
 }
-# Of the side grids: the columns, the main grid whose rows stand in where a method was not run twice, and
+# Of the side grids: the main grid whose rows stand in where a method was not run twice, the columns, and
 # which methods are compared, dataset by dataset.
-COLUMNS = {
-    "actors": ("spacql", "spacql-vs-policy", "joint", "joint-vs-policy"),
-    "cloning": ("spacql", "bc", *plan.CLONING),
-    "cloning-continuous": ("spacql", "bc", *plan.CLONING),
-    "coordination": (*plan.BACKUPS, *plan.VS_POLICY),
-}
-BORROWED = {"actors": "discrete", "cloning": "discrete", "cloning-continuous": "continuous"}
-COMPARED = {
-    "actors": (("spacql-vs-policy", "spacql"), ("joint-vs-policy", "joint")),
-    "cloning": tuple((name, "spacql") for name in plan.CLONING),
-    "cloning-continuous": tuple((name, "spacql") for name in plan.CLONING),
+CLONING = ("spacql", "bc", *plan.CLONING), [("clone", "spacql"), ("clone-10", "spacql")]
+SIDES = {
+    "actors": (
+        "discrete",
+        ("spacql", "spacql-vs-policy", "joint", "joint-vs-policy"),
+        [("spacql-vs-policy", "spacql"), ("joint-vs-policy", "joint")],
+    ),
+    "cloning": ("discrete", *CLONING),
+    "cloning-continuous": ("continuous", *CLONING),
     "coordination": (
-        ("joint", "icql-qs"),
-        ("spacql", "uniform"),
-        ("joint", "spacql"),
-        ("joint-vs-policy", "icql-qs-vs-policy"),
-        ("joint-vs-policy", "joint"),
+        None,
+        (*plan.BACKUPS, *plan.VS_POLICY),
+        [
+            ("joint", "icql-qs"),
+            ("spacql", "uniform"),
+            ("joint", "spacql"),
+            ("joint-vs-policy", "icql-qs-vs-policy"),
+            ("joint-vs-policy", "joint"),
+        ],
     ),
 }
 AGGREGATES = {"all": QUALITIES, "random and medium-replay": WIDE, "medium, expert": NARROW}
 INTRODUCTION = f"""# Results
 
-Written by `python -m experiments.run --report` from [csv/runs.csv](csv/runs.csv), which has every run's
+Written by `python -m experiments.report` from [csv/runs.csv](csv/runs.csv), which has every run's
 command, seed, commit and machine. Scores are last scores, not best ones: greedy actors after the last round
 (1000 episodes a seed, HalfCheetah 20); 0 is random play and 100 the expert. Rows of commits before the tag
 `before-redesign` were made with the scripts as they were there.
@@ -68,8 +69,8 @@ command, seed, commit and machine. Scores are last scores, not best ones: greedy
 A score is the interquartile mean over seeds (of five seeds the mean of the middle three), in brackets its
 95% bootstrap interval (rliable's method), then the plain mean. n is the number of seeds where it is not 5;
 fewer than {FEWEST} have no interval. Intervals of so few seeds are too short: of normally distributed
-scores the one of five seeds, called 95%, has the truth in {COVERAGE[5][0]:.0%} of cases, that of three in
-{COVERAGE[3][0]:.0%}. The highest score of a row is bold, whatever the intervals say. All seeds learn from
+scores the one of five seeds, called 95%, has the truth in 90% of cases, that of three in
+75%. The highest score of a row is bold, whatever the intervals say. All seeds learn from
 the same simulated dataset.
 """
 RULE = f"""A comparison is a difference of interquartile means. It **holds** if its whole interval lies
@@ -77,21 +78,29 @@ above 0, **does not hold** if the whole interval lies below 0, and otherwise **c
 told**. A sentence about several comparisons does not hold as soon as one of them does not, and
 holds only if all do; what has fewer than {FEWEST} seeds is missing. Nothing is corrected for
 the number of comparisons; where two methods do not differ at all, an interval misses 0 in
-{1 - COVERAGE[5][1]:.0%} of comparisons of five seeds with five (normal scores). Only continuous
+6% of comparisons of five seeds with five (normal scores). Only continuous
 simple_spread random has the paper's distribution of data and its unit of scores."""
 
 
+@dataclass(frozen=True)
+class Args:
+    """Tables and figures from the CSV files."""
+
+    quick: bool = False
+    """those of `python -m experiments.run --quick`, in results/quick"""
+
+
 def read_csv(path: Path) -> pd.DataFrame:
-    """The rows of a CSV file as texts, none where there is no file."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame()
+    """The rows of a CSV file, none where there is no file."""
+    return pd.read_csv(path, dtype={"commit": str}) if path.is_file() else pd.DataFrame()
 
 
 def places(rows: pd.DataFrame) -> list[tuple]:
-    """What tells a row of runs.csv from others: the values of KEYS and the seed, as texts."""
+    """What tells a row of runs.csv from others: the values of KEYS and the seed."""
     return list(rows[[*KEYS, "seed"]].itertuples(index=False, name=None)) if len(rows) else []
 
 
-# ---------------------------------------------------------------------------------------------- tables
+# ------ tables
 
 
 def markdown(rows: list[dict]) -> str:
@@ -122,45 +131,33 @@ def scores_of(groups: dict[str, list[list[float]]]) -> dict[str, str]:
     return texts
 
 
-def published(place: tuple) -> str:
-    """The paper's numbers on OMAR's data of that name."""
-    if place not in PUBLISHED.index:
-        return ""
-    numbers = PUBLISHED.loc[place].dropna().to_dict()
-    if "deviation" in numbers:
-        numbers["spacql"] = f"{numbers['spacql']} ± {numbers.pop('deviation')}"
-    return ", ".join(f"{method} {number}" for method, number in numbers.items())
-
-
 def main_table(grid: str, scores: Scores) -> str:
     """Every dataset and size of the discrete or the continuous grid, and aggregates over the main sizes."""
     main = {key[1:3] + key[4:] for key in scores.main.values() if key[0] == grid}
-    sizes = {key[1:3] + key[4:] for key in scores.groups if key[0] == grid and key[2] in QUALITIES}
+    sizes = {key[1:3] + key[4:] for key in scores.rows if key[0] == grid and key[2] in QUALITIES}
 
     def rank(size):
-        return TASKS[grid].index(size[0]), QUALITIES.index(size[1]), size not in main, int(size[2])
+        return TASKS[grid].index(size[0]), QUALITIES.index(size[1]), size not in main, size[2]
 
     rows = []
     for env_id, quality, rounds, batch_size in sorted(sizes, key=rank):
-        keys = {method: (grid, env_id, quality, method, rounds, batch_size) for method in METHODS}
-        groups = {method: scores.at(key) for method, key in keys.items()}
-        data = DATA_SCORES[grid][env_id][QUALITIES.index(quality)]
-        row = dict(task=env_id, data=f"{quality} ({data})", rounds=rounds)
-        row["rounds"] += f" (batch {batch_size})" * (batch_size != "256")
-        row |= scores_of({method: [group] for method, group in groups.items()})
+        data = DATA_SCORES[grid, env_id][QUALITIES.index(quality)]
+        size = str(rounds) + f" (batch {batch_size})" * (batch_size != 256)
+        row = dict(task=env_id, data=f"{quality} ({data})", rounds=size)
+        row |= scores_of({m: [scores.at((grid, env_id, quality, m, rounds, batch_size))] for m in METHODS})
         is_main = (env_id, quality, rounds, batch_size) in main
-        rows.append(row | {"*published, on OMAR's data*": published((env_id, quality)) if is_main else ""})
+        row["*published, on OMAR's data*"] = PUBLISHED.get((env_id, quality), "") if is_main else ""
+        rows.append(row)
     for name, qualities in AGGREGATES.items():
-        groups, count = {method: [] for method in METHODS}, 0
-        for env_id, quality in itertools.product(TASKS[grid], qualities):
-            values = {method: scores.values((grid, env_id, quality), method) for method in METHODS}
-            seeds = min(map(len, values.values()))
+        datasets = []
+        for place in itertools.product([grid], TASKS[grid], qualities):
+            values = [scores.values(place, method) for method in METHODS]
+            seeds = min(map(len, values))
             if seeds >= FEWEST:  # a dataset weighs the same for every method: as many seeds as each has there
-                count += 1
-                for method in METHODS:
-                    groups[method].append(values[method][:seeds])
-        if count:
-            rows.append(dict(task=f"{count} datasets", data=name, rounds="") | scores_of(groups))
+                datasets.append([group[:seeds] for group in values])
+        if datasets:
+            groups = dict(zip(METHODS, map(list, zip(*datasets, strict=True)), strict=True))
+            rows.append(dict(task=f"{len(datasets)} datasets", data=name, rounds="") | scores_of(groups))
     return (
         f"{markdown(rows)}\n\nRows over several datasets have those on which every method has at least "
         f"{FEWEST} seeds, and of each the first seeds, as many as every method has there."
@@ -172,24 +169,22 @@ def side_table(grid: str, scores: Scores, dependence: dict) -> str:
 
     dependence {(env_id, dataset): nats} is shown for data of teams that act together.
     """
-    datasets = dict.fromkeys(key[1:3] for key in scores.main.values() if key[0] == grid)
-    counts = {pair: [] for pair in COMPARED[grid]}
+    main_grid, methods, compared = SIDES[grid]
+    counts = {pair: [] for pair in compared}
     rows, differences = [], []
-    for place in datasets:
+    for place in dict.fromkeys(key[1:3] for key in scores.main if key[0] == grid):
         row = dict(task=place[0], data=place[1])
-        values = {}
-        for method in COLUMNS[grid]:
-            borrowed = scores.values((BORROWED.get(grid), *place), method)
-            values[method] = scores.values((grid, *place), method) or borrowed
+        values = {
+            m: scores.values((grid, *place), m) or scores.values((main_grid, *place), m) for m in methods
+        }
         rows.append(row | scores_of({method: [group] for method, group in values.items()}))
         if grid == "coordination":
             row["dependence, nats"] = f"{dependence[place]:.3f}" if place in dependence else ""
-        for pair in COMPARED[grid]:
-            first, second = (values[method] for method in pair)
-            if min(len(first), len(second)) >= FEWEST:
-                found = difference([first], [second])
-                row[" minus ".join(pair)] = str(found)
-                counts[pair].append(found)
+        for first, second in compared:
+            if min(len(values[first]), len(values[second])) >= FEWEST:
+                found = difference([values[first]], [values[second]])
+                row[f"{first} minus {second}"] = str(found)
+                counts[first, second].append(found)
         differences.append(row)
     lines = []
     for (first, second), found in counts.items():
@@ -206,13 +201,12 @@ def claims_section(scores: Scores) -> str:
         row, rows = {"the paper's claim": claim.text} | dict.fromkeys(TASKS, ""), []
         for grid in claim.grids:
             verdict, findings = claims.try_claim(claim, grid, scores)
-            verdicts = [finding.verdict for finding in findings.values()]
+            verdicts = [each for each, _ in findings.values()]
             counts = f": on {verdicts.count(claims.HOLDS)} of {len(verdicts)} datasets"
             counts += f", on {verdicts.count(claims.FAILS)} not"
             row[grid] = f"**{verdict}**" + counts * (len(verdicts) > 1)
-            for (env_id, quality), finding in findings.items():
-                place = dict(actions=grid, task=env_id, data=quality)
-                rows.append(place | dict(verdict=finding.verdict, difference=finding.said))
+            for (env_id, quality), (each, said) in findings.items():
+                rows.append(dict(actions=grid, task=env_id, data=quality, verdict=each, difference=said))
         overview.append(row)
         details.append(f"**{claim.text}**\n\n{markdown(rows)}")
     return "\n\n".join([RULE, markdown(overview), *details])
@@ -221,16 +215,14 @@ def claims_section(scores: Scores) -> str:
 def aggregate_differences(scores: Scores) -> str:
     """SPaCQL against every other method, mean over all datasets where both have enough seeds."""
     rows = []
-    for grid in TASKS:
-        for name, qualities in AGGREGATES.items():
-            for rival in METHODS[1:]:
-                datasets = itertools.product([grid], TASKS[grid], qualities)
-                pairs = [(scores.values(place, "spacql"), scores.values(place, rival)) for place in datasets]
-                pairs = [pair for pair in pairs if min(map(len, pair)) >= FEWEST]
-                if pairs:
-                    found = difference(*map(list, zip(*pairs, strict=True)))
-                    row = {"actions": grid, "data": name, "SPaCQL minus": rival, "datasets": len(pairs)}
-                    rows.append(row | {"mean difference of IQMs": str(found)})
+    for grid, (name, qualities), rival in itertools.product(TASKS, AGGREGATES.items(), METHODS[1:]):
+        datasets = itertools.product([grid], TASKS[grid], qualities)
+        pairs = [(scores.values(place, "spacql"), scores.values(place, rival)) for place in datasets]
+        pairs = [pair for pair in pairs if min(map(len, pair)) >= FEWEST]
+        if pairs:
+            found = difference(*map(list, zip(*pairs, strict=True)))
+            row = {"actions": grid, "data": name, "SPaCQL minus": rival, "datasets": len(pairs)}
+            rows.append(row | {"mean difference of IQMs": str(found)})
     return markdown(rows)
 
 
@@ -257,19 +249,19 @@ def missing_section(cells: list[Cell], runs: pd.DataFrame) -> str:
 def tables(cells: list[Cell], runs: pd.DataFrame, dependence: pd.DataFrame) -> str:
     """All of tables.md."""
     scores = Scores(cells, runs)
-    nats = {(row.env_id, row.dataset): float(row.dependence_nats) for row in dependence.itertuples()}
+    nats = {(row.env_id, row.dataset): row.dependence_nats for row in dependence.itertuples()}
     parts = [INTRODUCTION]
     parts += [f"## {TITLES[grid]}\n\n{main_table(grid, scores)}" for grid in TASKS]
     parts += ["## The paper's claims", claims_section(scores)]
     parts += ["## SPaCQL against each method over several datasets", aggregate_differences(scores)]
-    for grid in COLUMNS:
-        if any(key[0] == grid for key in scores.groups):
+    for grid in SIDES:
+        if any(key[0] == grid for key in scores.rows):
             parts.append(f"## {TITLES[grid]}\n\n{side_table(grid, scores, nats)}")
     parts += ["## Not run", missing_section(cells, runs)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-# --------------------------------------------------------------------------------------------- figures
+# ------ figures
 
 
 def save(fig: Figure, path: Path) -> None:
@@ -278,53 +270,48 @@ def save(fig: Figure, path: Path) -> None:
         fig.savefig(partial, dpi=110)
 
 
-def draw_curves(path: Path, scores: Scores, curves: pd.DataFrame, columns: list[str], title: str) -> None:
-    """Columns of SPaCQL's curves over training by task and quality: mean over seeds and their range."""
-    panels = [(grid, env_id) for grid in TASKS for env_id in TASKS["discrete"]]
+def draw_weights(path: Path, scores: Scores, curves: pd.DataFrame) -> None:
+    """SPaCQL's weights over training by task and quality: mean over seeds and their range."""
+    panels, columns = [(grid, env_id) for grid in TASKS for env_id in TASKS["discrete"]], ["w1", "w2", "w3"]
     fig = Figure(figsize=(13, 3.2 * len(panels)), layout="constrained")
     axes = fig.subplots(len(panels), len(QUALITIES), sharey=True, squeeze=False)
-    groups = dict(list(curves.groupby(list(KEYS))))
+    groups = dict(list(curves.groupby(KEYS)))
     for row, (grid, env_id) in zip(axes, panels, strict=True):
+        row[0].set_ylabel(grid)
         for ax, quality in zip(row, QUALITIES, strict=True):
-            points = groups.get(scores.main.get((grid, env_id, quality, "spacql")))
-            for column in columns if points is not None else []:
-                table = points.pivot_table(index="round", columns="seed", values=column).dropna(axis=1)
-                line = ax.plot(table.index, table.mean(axis=1), label=column)[0]
-                low, high = table.min(axis=1), table.max(axis=1)
-                ax.fill_between(table.index, low, high, alpha=0.2, color=line.get_color(), lw=0)
-            ax.set(title=f"{grid}, {env_id}, {quality}", xlabel="round")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    if handles:
-        fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    fig.suptitle(f"{title} (mean and range over seeds)")
+            points = groups.get(scores.main.get((grid, env_id, quality, "spacql")), curves[:0])
+            ax.set(title=f"{env_id} {quality}" + ": not run" * points.empty, xlabel="round")
+            if points.empty:
+                ax.axis("off")
+            of_rounds = points.groupby("round")[columns]
+            mean, low, high = of_rounds.mean(), of_rounds.min(), of_rounds.max()
+            ax.plot(mean, label=columns)
+            for column in columns:
+                ax.fill_between(mean.index, low[column], high[column], alpha=0.2, lw=0)
+    fig.legend(handles=axes[0][0].lines, loc="outside lower center", ncols=len(columns))
+    fig.suptitle("Replacement weights of SPaCQL over training (mean and range over seeds)")
     save(fig, path)
 
 
 def draw_scores(path: Path, scores: Scores) -> None:
     """IQM and interval of every method by task and quality; grey lines are the data's mean scores."""
-    columns = max(map(len, TASKS.values()))
-    fig = Figure(figsize=(4 * columns, 7.2), layout="constrained")
-    axes = fig.subplots(len(TASKS), columns, squeeze=False)
-    for row, (grid, tasks) in zip(axes, TASKS.items(), strict=True):
-        for ax, env_id in zip(row, tasks, strict=False):
+    fig = Figure(figsize=(16, 7.2), layout="constrained")
+    axes = fig.subplots(2, 4).flat
+    for ax, ((grid, env_id), of_data) in zip(axes, DATA_SCORES.items(), strict=False):
+        ax.hlines(of_data, np.arange(4) - 0.42, np.arange(4) + 0.42, color="0.6", lw=1)
+        for m, method in enumerate(METHODS):
             for q, quality in enumerate(QUALITIES):
-                ax.plot([q - 0.42, q + 0.42], [DATA_SCORES[grid][env_id][q]] * 2, color="0.6", lw=1, zorder=1)
-                for m, method in enumerate(METHODS):
-                    group, x = scores.values((grid, env_id, quality), method), q + (m - 3) * 0.12
-                    if group:
-                        found = iqm_interval(group)
-                        face = "w" if len(group) < FEWEST else None
-                        ax.plot(x, found.value, "o", ms=4, color=f"C{m}", mfc=face)
-                        ax.vlines(x, found.low, found.high, color=f"C{m}", lw=1.5)
-            ax.set(title=f"{grid}, {env_id}", xlim=(-0.5, len(QUALITIES) - 0.5))
-            ax.set_xticks(range(len(QUALITIES)), QUALITIES)
-        for ax in row[len(tasks) :]:
-            ax.axis("off")
-        row[0].set_ylabel("normalised last score")
-    marks = [axes[0][0].plot([], [], "o", color=f"C{m}", label=method)[0] for m, method in enumerate(METHODS)]
-    marks += axes[0][0].plot([], [], "o", color="0.3", mfc="w", label=f"fewer than {FEWEST} seeds")
-    marks += axes[0][0].plot([], [], color="0.6", lw=1, label="mean of the data")
-    axes[0][-1].legend(handles=marks, loc="center left", fontsize=11)
+                if group := scores.values((grid, env_id, quality), method):
+                    value, low, high = iqm_interval(group)
+                    style = dict(fmt="o", ms=4, color=f"C{m}", mfc="w" if len(group) < FEWEST else None)
+                    ax.errorbar(q + (m - 3) * 0.12, value, [[value - low], [high - value]], **style)
+        ax.set(title=f"{grid}, {env_id}", ylabel="normalised last score", xlim=(-0.5, 3.5))
+        ax.set_xticks(range(4), QUALITIES, fontsize=8)
+    marks = [Line2D([], [], color=f"C{m}", marker="o", ls="", label=name) for m, name in enumerate(METHODS)]
+    marks.append(Line2D([], [], color="0.3", marker="o", ls="", mfc="w", label=f"fewer than {FEWEST} seeds"))
+    marks.append(Line2D([], [], color="0.6", lw=1, label="mean of the data"))
+    axes[-1].axis("off")
+    axes[-1].legend(handles=marks, loc="center", fontsize=11)
     fig.suptitle("Interquartile mean over seeds with 95% bootstrap intervals")
     save(fig, path)
 
@@ -333,14 +320,19 @@ def write_report(out: Path, cells: list[Cell]) -> None:
     """Write out/tables.md and the figures from the CSV files in out/csv."""
     runs, curves = read_csv(out / RUNS_CSV), read_csv(out / CURVES_CSV)
     if not len(runs):
-        say(f"no rows in {out / RUNS_CSV}: nothing to report")
-        return
+        raise InputError(f"no rows in {out / RUNS_CSV}: nothing to report")
     with atomic(out / "tables.md") as partial:
         partial.write_text(tables(cells, runs, read_csv(out / DEPENDENCE_CSV)))
-    scores, names = Scores(cells, runs), ["round", "score", "w1", "w2", "w3"]
-    curves[names] = curves[names].apply(pd.to_numeric, errors="coerce")
-    title = "Replacement weights of SPaCQL over training"
-    draw_curves(out / "weights.png", scores, curves, ["w1", "w2", "w3"], title)
-    draw_curves(out / "learning.png", scores, curves, ["score"], "Normalised score of SPaCQL over training")
+    scores = Scores(cells, runs)
+    draw_weights(out / "weights.png", scores, curves)
     draw_scores(out / "scores.png", scores)
     say(f"wrote {out / 'tables.md'} and figures")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(Args, argv, description=__doc__)
+    write_report(TOP / "results" / ("quick" if args.quick else ""), planned_cells(args.quick))
+
+
+if __name__ == "__main__":
+    run_script("experiments.report", main)

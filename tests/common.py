@@ -13,6 +13,7 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 import spacql
 import spacql_continuous
@@ -143,50 +144,20 @@ def load(folder):
     return torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
 
 
-def leaves(value, path=""):
-    """All tensors, numbers and texts of nested dicts and lists, by their place."""
-    if isinstance(value, dict):
-        return {k: v for key in value for k, v in leaves(value[key], f"{path}/{key}").items()}
-    if isinstance(value, list | tuple):
-        return {k: v for i, item in enumerate(value) for k, v in leaves(item, f"{path}/{i}").items()}
-    return {path: value}
-
-
 def differences(first, second):
     """Places where two checkpoints differ in any bit. Settings and seconds may: one run may be resumed."""
-    first, second = (
-        {k: v for k, v in leaves(saved).items() if not k.startswith(("/args", "/history/seconds"))}
-        for saved in (first, second)
-    )
+    leaves = [tree_flatten_with_path(saved)[0] for saved in (first, second)]
+    first, second = ({keystr(path): leaf for path, leaf in found} for found in leaves)
     assert len(first) > 50 and any("exp_avg_sq" in k for k in first) and any("generators" in k for k in first)
     same = {k for k in first.keys() & second.keys() if identical(first[k], second[k])}
-    return sorted((first.keys() | second.keys()) - same)
+    found = sorted((first.keys() | second.keys()) - same)
+    return [place for place in found if not place.startswith(("['args']", "['history']['seconds']"))]
 
 
 def identical(first, second):
     """Whether two leaves are the same, tensors bit by bit."""
     tensors = isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)
     return torch.equal(first, second) if tensors else type(first) is type(second) and first == second
-
-
-class Stop(Exception):
-    """The moment a run dies."""
-
-
-def die_at(monkeypatch, module, name, call, after=False):
-    """Let the call-th call of module.name raise Stop, before or after doing its work."""
-    original, calls = getattr(module, name), []
-
-    def dying(*args, **kwargs):
-        calls.append(name)
-        if len(calls) == call and not after:
-            raise Stop
-        result = original(*args, **kwargs)
-        if len(calls) == call:
-            raise Stop
-        return result
-
-    monkeypatch.setattr(module, name, dying)
 
 
 # ------ the two training scripts
@@ -232,34 +203,20 @@ class Script:
             return normal(seed, *shape, self.dim).tanh()
         return torch.eye(self.dim).double()[torch.randint(self.dim, shape, generator=generator(seed))]
 
-    def candidates(self, propose, args, actions, generators, policies=()):
-        """penalty_candidates, of which only one takes policies."""
-        policies = [policies] if self.kind == "continuous" else []
-        return propose(SimpleNamespace(**args), actions, *policies, generators)
-
-    def loss_inputs(self, seed, *shape):
-        """The first three arguments of actor_loss, for shape [S, B, N]: outputs, Q and logged actions."""
-        q_shape = shape if self.kind == "continuous" else (*shape, self.dim)
-        return normal(seed, *shape, self.dim), normal(seed + 1, *q_shape), self.actions(seed + 2, *shape)
-
     def dataset(self, seed, states):
         """Four episodes of three steps of two agents: observations [4, 4, 2, 5] and states [4, 4, 7] or None,
         of different scales, some numbers constant."""
-        observations = normal(seed, 4, 4, 2, 5) * torch.tensor([1, 30, 0.01, 1, 1]) + torch.tensor(
-            [0, 7, 1, 0, 0]
-        )
+        widths, means = torch.tensor([1, 30, 0.01, 1, 1]), torch.tensor([0, 7, 1, 0, 0])
+        observations = normal(seed, 4, 4, 2, 5) * widths + means
         observations[:, :, 0, 3], observations[:, :, 1, 4] = 1e4 / 3, 0.0
         state = normal(seed + 1, 4, 4, 7).float() * torch.logspace(-2, 2, 7) + 3
         state[..., 2] = 1e4 / 3
         actions = self.actions(seed + 2, 4, 3, 2).float()
         actions = actions.argmax(-1) if self.kind == "discrete" else actions
         rewards = normal(seed + 3, 4, 3, 2).float()
-        return SimpleNamespace(
-            observations=observations.float(),
-            actions=actions,
-            rewards=rewards,
-            states=state if states else None,
-        )
+        states = state if states else None
+        found = dict(observations=observations.float(), actions=actions, rewards=rewards, states=states)
+        return SimpleNamespace(**found)
 
 
 SCRIPTS = (

@@ -1,8 +1,6 @@
 """Deliberate mistakes in plan, runner and claims: {property: {name: wrong function}}, at most four of each.
 The check of that name in test_experiments.py must reject each. A mutant takes the right function and its
-arguments, that of a guard its text."""
-
-from dataclasses import replace
+arguments."""
 
 import numpy as np
 
@@ -40,33 +38,32 @@ MUTANTS = {
         "nothing holds": lambda right, any_of, verdicts: right(any_of, verdicts) if verdicts else HOLDS,
     },
     "names are safe and tell cells apart": {
-        "not safe": lambda right, cell: "__".join(cell.place[:5]),
-        "without rounds": lambda right, cell: right(replace(cell, rounds=0)),
-        "without grid": lambda right, cell: right(replace(cell, grid="grid")),
+        "not safe": lambda right, cell: "__".join(map(str, cell[:5])),
+        "without rounds": lambda right, cell: right(cell._replace(rounds=0)),
+        "without grid": lambda right, cell: right(cell._replace(grid="grid")),
     },
     "commands say what cells mean": {
-        "one method": lambda right, job: right(replace(job, cell=replace(job.cell, method="spacql"))),
-        "one seed": lambda right, job: right(replace(job, count=1)),
-        "no flags": lambda right, job: right(replace(job, cell=replace(job.cell, flags=""))),
+        "one method": lambda right, job: right(job._replace(cell=job.cell._replace(method="spacql"))),
+        "one seed": lambda right, job: right(job._replace(count=1)),
+        "no flags": lambda right, job: right(job._replace(cell=job.cell._replace(flags=""))),
     },
     "missing seeds are trained side by side": {
         "all": lambda right, cells, done: right(cells, set()),
         "over what is done": lambda right, cells, done: [
-            replace(job, count=5 - job.first) for job in right(cells, done)[:1]
+            job._replace(count=5 - job.first) for job in right(cells, done)[:1]
         ],
-        "anybody's seeds": lambda right, cells, done: right(cells, {(*cells[0].place, s) for *_, s in done}),
+        "anybody's seeds": lambda right, cells, done: right(cells, {(*cells[0][:6], s) for *_, s in done}),
     },
     "rows are what the run left": {
-        "seeds swapped": lambda right, folder: [table[::-1] for table in right(folder)],
-        "best is last": lambda right, folder: (right(folder)[0].assign(best="3.5"), right(folder)[1]),
-        "first weights": lambda right, folder: (right(folder)[0].assign(w1="0.3333"), right(folder)[1]),
+        "seeds swapped": lambda right, *args: [table[::-1] for table in right(*args)],
+        "best is last": lambda right, *args: (right(*args)[0].assign(best=3.5), right(*args)[1]),
+        "first weights": lambda right, *args: (right(*args)[0].assign(w1=0.3333), right(*args)[1]),
     },
     "rows stand in the order of the plan": {
-        "as they came": lambda right, table: table,
-        "by text": lambda right, table: table.sort_values(list(table)),
-        "backwards": lambda right, table: right(table)[::-1],
-    },
-    "a job ends with whoever started it": {
-        "no signal": lambda launch: launch.replace("prctl(1, 9)", "prctl(1, 0)"),
+        "as they came": lambda right, table, cells: right(table, []),
+        "by text": lambda right, table, cells: table[:12].sort_values(
+            list(table), key=lambda x: x.astype(str)
+        ),
+        "the last of two": lambda right, table, cells: right(table[::-1], cells),
     },
 }

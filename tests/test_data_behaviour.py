@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from common import Trap, generator, one_line, repeatable
-from damage import edit_npz
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -25,7 +24,6 @@ from envs.shipped import (
     POLICY,
     POLICY_DIR,
     Gaussian,
-    Softmax,
     greedy,
     init_mlp,
     load_policies,
@@ -36,58 +34,27 @@ from envs.shipped import (
 ALL = [(env_id, "discrete") for env_id in ENV_IDS] + [(env_id, "continuous") for env_id in CONTINUOUS_ENV_IDS]
 
 
-def an_actor(kind, agents=2, obs_dim=6, action_dim=3):
-    actor = init_mlp(agents, (obs_dim, 64, 64, action_dim), generator(0))
-    actor[4] *= 2  # means away from zero
-    return actor + [torch.linspace(-1, 0, action_dim).expand(agents, 1, -1)] * (kind == "continuous")
-
-
-def distribution_of(actor, obs):
-    """torch's own distribution of what stacked actors do on obs [N, rows, O], and the networks' outputs."""
-    hidden = obs
-    for layer in (0, 2):
-        hidden = (hidden @ actor[layer] + actor[layer + 1]).relu()
-    outputs = hidden @ actor[4] + actor[5]
-    if len(actor) == 6:
-        return torch.distributions.Categorical(logits=outputs), outputs
-    return torch.distributions.Normal(outputs.tanh(), actor[6].exp()), outputs
-
-
 @pytest.mark.parametrize("kind", POLICY)
 def test_density_and_entropy_are_those_of_torchs_distributions(kind):
-    actor, obs, policy = an_actor(kind), torch.randn(2, 50, 6, generator=generator(1)), POLICY[kind]
-    actions, (expected, outputs) = policy.sample(actor, obs, generator(2)), distribution_of(actor, obs)
+    """That samples are distributed so is tested on datasets (test_data.py)."""
+    policy, actor = POLICY[kind], init_mlp(2, (6, 64, 64, 3), generator(0))
+    actor[4] *= 2  # means away from zero
+    actor += [torch.linspace(-1, 0, 3).expand(2, 1, -1)] * (kind == "continuous")
+    obs = hidden = torch.randn(2, 50, 6, generator=generator(1))
+    for layer in (0, 2):
+        hidden = (hidden @ actor[layer] + actor[layer + 1]).relu()
+    outputs, actions = hidden @ actor[4] + actor[5], policy.sample(actor, obs, generator(2))
     log_prob, entropy = policy.evaluate(actor, obs, actions)
     if kind == "discrete":
+        expected, mode = torch.distributions.Categorical(logits=outputs), outputs.argmax(-1)
         torch.testing.assert_close(log_prob, expected.log_prob(actions))
         torch.testing.assert_close(entropy, expected.entropy())
-        mode = outputs.argmax(-1)
     else:
+        expected, mode = torch.distributions.Normal(outputs.tanh(), actor[6].exp()), outputs.tanh()
         torch.testing.assert_close(log_prob, expected.log_prob(actions).sum(-1))
         torch.testing.assert_close(entropy, (expected.entropy() - outputs**2).sum(-1))
         assert actions.abs().max() > 1, "unclipped here"
-        mode = outputs.tanh()
     torch.testing.assert_close(greedy([p[:1] for p in actor], kind)(obs[0]), mode[0])
-
-
-def test_actions_for_the_world_are_samples_and_clipped():
-    """Of 20,000 samples in one state, the shares that distribution functions give."""
-    obs = torch.randn(1, 2, 6, generator=generator(1)).expand(20_000, -1, -1)
-    near = lambda happened, expected: torch.testing.assert_close(  # noqa: E731
-        happened.float().mean(0), expected.squeeze(1), atol=0.015, rtol=0
-    )
-    actor = an_actor("discrete")
-    categorical, _ = distribution_of(actor, obs[:1].transpose(0, 1))
-    near(torch.nn.functional.one_hot(Softmax.act(actor, obs, generator(2))), categorical.probs)
-
-    actor = an_actor("continuous")
-    normal, _ = distribution_of(actor, obs[:1].transpose(0, 1))
-    actions = Gaussian.act(actor, obs, generator(2))
-    assert actions.shape == (20_000, 2, 3) and actions.abs().max() == 1
-    near(actions == 1, 1 - normal.cdf(torch.ones(())))
-    near(actions == -1, normal.cdf(-torch.ones(())))
-    for bound in (normal.mean, 0.5 * normal.mean):
-        near(actions < bound.squeeze(1), normal.cdf(bound))
 
 
 # ------------------------------------------------------------------------------------------------ training
@@ -114,14 +81,12 @@ def test_training_writes_a_file_that_loads_and_is_deterministic(env_id, kind, tm
     assert all(map(torch.equal, first.iterates[-1], again.iterates[-1])) and first.facts == again.facts
     assert not any(map(torch.equal, first.iterates[-1], other.iterates[-1]))
     assert not any(map(torch.equal, first.iterates[0], first.iterates[-1])), "all parameters moved"
-    facts, task = first.facts, default_args(env_id, kind)
+    facts = first.facts
     assert len(first.iterates) == facts["medium_iterate"] + 2 == len(facts["kept_iterations"]) <= 3
     assert facts["kept_iterations"][-1] == 3 == len(facts["training_returns"])
     assert (facts["env_id"], facts["action_kind"]) == (env_id, kind)
     assert (first.prey is None) == (env_id not in WITH_PREY)
-    assert {len(actor) for actor in first.iterates} == {6 if kind == "discrete" else 7}
-    training = facts["training"]
-    assert (training["learning_rate"], training["gamma"]) == (task.learning_rate, task.gamma)
+    assert facts["training"]["learning_rate"] == default_args(env_id, kind).learning_rate
     if env_id in ENV_IDS:  # scores are those of the half-precision networks in the file
         judge = make_env(env_id, 20, seed=4, action_kind=kind, prey=first.prey and greedy(first.prey, kind))
         assert behaviour.score(judge, None, 5) == pytest.approx(facts["random_score"], abs=1e-4)
@@ -203,18 +168,21 @@ def test_failed_training_leaves_no_file(tmp_path, monkeypatch):
 
 
 def facts(**changes):
-    """An edit of a policy file's arrays: other facts; None removes one."""
-
-    def edit(arrays):
-        new = json.loads(str(arrays["facts"])) | changes
-        arrays["facts"] = np.array(json.dumps({k: v for k, v in new.items() if v is not None}))
-
-    return edit
+    """An edit of a policy file's arrays: other facts."""
+    return lambda arrays: arrays.update(facts=json.dumps(json.loads(str(arrays["facts"])) | changes))
 
 
 def trap(name):
     """An edit of a policy file's arrays: an object that makes the folder ./executed when it is unpickled."""
     return lambda arrays: arrays.update({name: np.array([Trap("executed")], dtype=object)})
+
+
+def edit_npz(name, folder, change):
+    """A copy of a shipped file of arrays in another folder, changed: change gets the dict of arrays."""
+    with np.load(POLICY_DIR / name) as file:
+        arrays = dict(file)
+    change(arrays)
+    np.savez(folder / name, **arrays)
 
 
 TAG, TEAMS = "simple_tag-continuous.npz", "simple_spread-discrete-teams.npz"
@@ -226,24 +194,17 @@ BAD_POLICIES = [
     (TAG, lambda a: a.pop("actor6"), "actor6"),
     (TAG, lambda a: a.pop("prey6"), "prey6"),
     (TAG, lambda a: a.pop("facts"), "facts"),
-    (TAG, lambda a: a.update(facts=np.array("{")), "JSON"),
-    (TAG, lambda a: a.update(facts=np.array("[1]")), "TypeError"),
-    (TAG, facts(medium_iterate=None), "medium_iterate"),
     (TAG, facts(random_score=float("nan")), "scores are not finite"),
     (TAG, facts(env_id="simple_world"), "policies of simple_world"),
     (TAG, facts(action_kind="discrete"), "discrete policies"),
     (TAG, lambda a: a.update(actor0=a["actor0"][:-1]), "number of iterates"),
     (TAG, lambda a: a["actor2"].__setitem__((0, 0, 0, 0), np.nan), "parameter is not finite"),
-    (TAG, lambda a: a.update(actor0=np.full(3, "x")), "could not convert"),
     (TAG, trap("facts"), "allow_pickle=False"),
-    (TAG, trap("actor0"), "allow_pickle=False"),
-    (TAG, trap("extra"), "allow_pickle=False"),
     (TEAMS, lambda a: a.pop("actor3"), "actor3"),
     (TEAMS, facts(env_id="simple_tag"), "policies of simple_tag"),
     (TEAMS, lambda a: a.update({k: v[:2] for k, v in a.items() if k != "facts"}), "other shapes"),
     (TEAMS, facts(teams=[]), "other shapes"),
     (TEAMS, lambda a: a.update(actor5=np.zeros((3, 3, 1, 6), "f2")), "other shapes"),
-    (TEAMS, lambda a: a["actor0"].__setitem__((0, 0, 0, 0), np.nan), "parameter is not finite"),
     (TEAMS, trap("actor0"), "allow_pickle=False"),
 ]
 
@@ -251,9 +212,9 @@ BAD_POLICIES = [
 @pytest.mark.parametrize(("name", "change", "words"), BAD_POLICIES)
 def test_bad_policy_file_is_refused(name, change, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    edit_npz(POLICY_DIR / name, tmp_path / name, lambda arrays: None)
+    edit_npz(name, tmp_path, lambda arrays: None)
     LOADERS[name](tmp_path)
-    edit_npz(POLICY_DIR / name, tmp_path / name, change)
+    edit_npz(name, tmp_path, change)
     message = one_line(lambda: LOADERS[name](tmp_path))
     assert words in message and str(tmp_path / name) in message and not Path("executed").exists()
 
@@ -280,7 +241,6 @@ def test_missing_policies_and_unknown_tasks_name_the_way_out(tmp_path, monkeypat
         (lambda: datasets.load_dataset(world[0], "random", 100, 0, folder, world[1]), command),
         (lambda: load_teams("simple_spread", tmp_path), "python -m data.mixes"),
         (lambda: datasets.load_dataset("simple_spread", "mix", 100, 0, folder), "python -m data.mixes"),
-        (lambda: load_policies("HalfCheetah-2x3"), "unknown env-id 'HalfCheetah-2x3'"),
         (lambda: load_policies("HalfCheetah", action_kind="continuous"), "did you mean 'HalfCheetah-2x3'"),
         (lambda: load_policies("simple_tag", action_kind="forces"), "unknown action kind 'forces'"),
     ):

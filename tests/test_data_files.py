@@ -4,11 +4,9 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import asdict
 
 import pytest
 from common import ROOT, one_line
-from damage import run_python
 
 from data.behaviour import Args
 from utils.errors import InputError
@@ -85,31 +83,19 @@ def test_failed_writes_and_reads_are_told_in_one_line(tmp_path):
 
 
 COMPLAINTS = {
-    "--nonsense 3": "Unrecognized options: --nonsense, 3",
     "--env-di simple_tag": "Unrecognized options: --env-di, simple_tag; did you mean --env-id?",
     "--iterations many": "Error parsing --iterations: invalid literal for int() with base 10: 'many'",
-    "--iterations": "Missing value for argument '--iterations'. Expected 1 values.",
-    "--env-id simple_tga": "unknown --env-id 'simple_tga' (choose from simple_spread, simple_tag, "
-    "simple_world, HalfCheetah-2x3); did you mean 'simple_tag'?",
+    "--action-kind x": "unknown --action-kind 'x' (choose from discrete, continuous)",
 }
 
 
-@pytest.mark.parametrize("flags", COMPLAINTS)
-def test_complaint_about_flags_is_one_line_at_any_width(flags, monkeypatch):
-    for columns in ("30", "80", "300"):
-        monkeypatch.setenv("COLUMNS", columns)
-        message = one_line(lambda: parse(Args, flags.split()))
-        assert message == COMPLAINTS[flags] or columns == "30"  # where words are broken
+@pytest.mark.parametrize("columns", ["30", "80", "300"])
+def test_complaint_about_flags_is_one_line_at_any_width(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    for flags, complaint in COMPLAINTS.items():
+        message = one_line(lambda flags=flags: parse(Args, flags.split()))
+        assert message == complaint or columns == "30"  # where words are broken
         assert "help" not in message and "│" not in message
-
-
-def test_help_explains_every_flag(capsys):
-    with pytest.raises(SystemExit) as stop:
-        parse(Args, ["--help"], description="What it does.")
-    said = capsys.readouterr().out
-    assert stop.value.code in (0, None) and "What it does." in said
-    for name in asdict(Args()):
-        assert f"--{name.replace('_', '-')}" in said
 
 
 def test_parse_reads_flags_and_defaults(monkeypatch):
@@ -122,8 +108,9 @@ def test_parse_reads_flags_and_defaults(monkeypatch):
 
 def test_script_ends_with_status_2_and_one_line(tmp_path):
     """Even where the terminal knows no box-drawing letters."""
+    command = [sys.executable, "-m", "data.behaviour", "--out", str(tmp_path), "--iteration", "5"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "40"}
-    done = run_python(["-m", "data.behaviour", "--out", str(tmp_path), "--iteration", "5"], env=environment)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     hint = "did you mean --iterations or --selfplay-iterations or --value-iterations?"
     line = f"data.behaviour: error: Unrecognized options: --iteration, 5; {hint}\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
@@ -136,7 +123,6 @@ def test_script_ends_with_status_2_and_one_line(tmp_path):
         (InputError("bad thing"), 2, "name: error: bad thing\n"),
         (KeyboardInterrupt(), 130, "\nname: interrupted\n"),
         (OSError(28, "No space left", "runs/x"), 2, "name: error: runs/x: No space left\n"),
-        (OSError("odd\nfile"), 2, "name: error: odd file\n"),
         (BrokenPipeError(), 2, ""),
     ],
 )

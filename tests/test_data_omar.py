@@ -8,35 +8,30 @@ The folders are made here row by row, by `make_folder`, which shares no code wit
 import itertools
 import os
 import shutil
-import sys
-import tempfile
-import types
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from common import Trap, generator, one_line, repeatable
-from hypothesis import given
-from hypothesis import strategies as st
+from common import Trap, generator, one_line
 from torch import nn
 
 from data import export, mixes, omar
 from data.datasets import find_prey, load_dataset
 from data.export import write_folder, write_prey
-from data.omar import PREY_DIM, PREY_FILE, load_prey, read_folder
+from data.omar import PREY_DIM, PREY_FILE, load_prey, quality_of, read_folder
 from envs.particles import WITH_PREY, Worlds
 from envs.shipped import init_mlp, mlp
 from utils.errors import InputError
 
+SPREAD, CHEETAH = "simple_spread", "HalfCheetah-2x3"
 # Agents, observation and action numbers, steps: the published shapes, written down once more; and the scores.
 SHAPES = {
-    "simple_spread": (3, 18, 2, 25),
+    SPREAD: (3, 18, 2, 25),
     "simple_tag": (3, 16, 2, 25),
     "simple_world": (3, 24, 2, 25),
-    "HalfCheetah-2x3": (2, 6, 3, 1000),
+    CHEETAH: (2, 6, 3, 1000),
 }
 SCORES = dict(zip(SHAPES, [(159.8, 516.8), (-4.1, 185.6), (-6.8, 79.5), (-283.97, 3568.81)], strict=True))
 
@@ -49,7 +44,7 @@ def make_arrays(env_id, episodes, seed=0):
         actions=rng.uniform(-1, 1, (episodes, horizon, num, action_dim)),
         rewards=rng.normal(0, 9, (episodes, horizon, num)),
     )
-    if env_id == "HalfCheetah-2x3":
+    if env_id == CHEETAH:
         arrays["states"] = rng.normal(0, 3, (episodes, horizon + 1, 17))
     return {k: v.astype(np.float32) for k, v in arrays.items()}
 
@@ -75,11 +70,9 @@ def make_folder(folder, arrays, dtype=np.float32, columns=False, dones=np.float3
 
 
 def same(read, arrays):
-    return read.keys() == arrays.keys() and all(
-        (read[k].dtype, read[k].shape, read[k].tobytes())
-        == (np.float32, arrays[k].shape, arrays[k].tobytes())
-        for k in arrays
-    )
+    """Whether arrays read are float32 and these, bit for bit."""
+    bits = lambda arrays: {k: (v.dtype, v.shape, v.tobytes()) for k, v in arrays.items()}  # noqa: E731
+    return bits(read) == bits(arrays)
 
 
 def as_dataset(arrays, **facts):
@@ -90,7 +83,7 @@ def as_dataset(arrays, **facts):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """folders[env_id]: a folder of three episodes (HalfCheetah two) to copy from."""
-    top, episodes = tmp_path_factory.mktemp("omar"), {"simple_spread": 3, "HalfCheetah-2x3": 2}
+    top, episodes = tmp_path_factory.mktemp("omar"), {SPREAD: 3, CHEETAH: 2}
     place = lambda env_id: top / env_id / "medium" / "seed_0_data"  # noqa: E731
     return {e: make_folder(place(e), make_arrays(e, count)) for e, count in episodes.items()}
 
@@ -98,23 +91,16 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def copied(folders, tmp_path):
     """copied(env_id): a copy of such a folder."""
-    return lambda env_id="simple_spread": shutil.copytree(folders[env_id], tmp_path / "x", dirs_exist_ok=True)
+    return lambda env_id=SPREAD: shutil.copytree(folders[env_id], tmp_path / "x", dirs_exist_ok=True)
 
 
 # ----------------------------------------------------------------------------------------------- reading
 
 
-@pytest.mark.parametrize(
-    ("env_id", "dtype", "columns", "dones"),
-    [
-        ("simple_spread", np.float32, False, np.float32),
-        ("simple_tag", np.float64, True, bool),
-        ("simple_world", ">f8", True, np.int64),
-        ("HalfCheetah-2x3", np.float64, False, bool),
-    ],
-)
+@pytest.mark.parametrize("env_id", SHAPES)
+@pytest.mark.parametrize(("dtype", "columns", "dones"), [(np.float64, True, bool), (">f8", False, np.int64)])
 def test_reads_what_a_loop_wrote(tmp_path, env_id, dtype, columns, dones):
-    arrays = make_arrays(env_id, 2 if env_id == "HalfCheetah-2x3" else 4)
+    arrays = make_arrays(env_id, 1 if env_id == CHEETAH else 3)
     folder = make_folder(tmp_path / env_id / "medium-replay" / "seed_3_data", arrays, dtype, columns, dones)
     read, facts = read_folder(folder, env_id)
     assert same(read, arrays)
@@ -122,26 +108,23 @@ def test_reads_what_a_loop_wrote(tmp_path, env_id, dtype, columns, dones):
     assert facts == expected | dict(zip(("random_score", "expert_score"), SCORES[env_id], strict=True))
 
 
-@pytest.mark.parametrize(
-    ("path", "quality"), [("expert/random/x", "random"), ("mediums/replay/seed_0_data", "unknown")]
-)
-def test_quality_is_the_last_such_component_of_the_path(tmp_path, monkeypatch, folders, path, quality):
-    shutil.copytree(folders["simple_spread"], tmp_path / path)
-    monkeypatch.chdir(tmp_path / path)
-    for folder in (tmp_path / path, Path(".")):
-        assert read_folder(folder, "simple_spread")[1]["quality"] == quality
+def test_quality_is_the_last_such_component_of_the_path(tmp_path, monkeypatch):
+    for path, quality in (("expert/random/x", "random"), ("mediums/replay/seed_0_data", "unknown")):
+        (tmp_path / path).mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / path)
+        assert quality_of(tmp_path / path) == quality_of(Path(".")) == quality
 
 
 def test_little_is_accepted_in_the_place_of_equal(copied):
     """Rounded actions are clipped, and copies rounded apart are one observation; the last next_obs is the
     only copy."""
-    folder, arrays = copied(), make_arrays("simple_spread", 3)
+    folder, arrays = copied(), make_arrays(SPREAD, 3)
     edit(folder / "acs_1.npy", setting((7, 1), 1.0009))
     edit(folder / "next_obs_2.npy", lambda a: a.__setitem__(slice(0, 24), a[:24] * (1 + 2e-6)))
     edit(folder / "next_obs_0.npy", setting(49, 5.0))
     arrays["actions"][0, 7, 1, 1] = 1
     arrays["observations"][1, 25, 0] = 5
-    assert same(read_folder(folder, "simple_spread")[0], arrays)
+    assert same(read_folder(folder, SPREAD)[0], arrays)
 
 
 # ------------------------------------------------------------------------------------------------ damage
@@ -163,23 +146,19 @@ def all_files(change):
     return lambda path: [edit(other, change) for other in path.parent.glob("*.npy")]
 
 
-SPREAD, CHEETAH = "simple_spread", "HalfCheetah-2x3"
 # Damage to a file's values comes with its row; the first of several such rows is named. Folders of spread
 # have 75 rows, HalfCheetah's 2,000.
 VALUES = [
     (SPREAD, "obs_1.npy", setting((40, 3), np.nan), "row 40 is not finite"),
     (SPREAD, "next_obs_0.npy", setting((74, 17), np.inf), "row 74 is not finite"),
-    (SPREAD, "acs_2.npy", setting((0, 1), np.nan), "row 0 is not finite"),
     (SPREAD, "dones_0.npy", setting(26, np.nan), "row 26 is not finite"),
     (SPREAD, "rews_1.npy", lambda a: a.astype(float) + 1e300 * (np.arange(75) == 60), "row 60 is not finite"),
     (SPREAD, "acs_0.npy", setting((52, 0), 1.002), "row 52 is outside"),
     (SPREAD, "acs_1.npy", setting(([30, 52], 1), -1.5), "row 30 is outside"),
     (SPREAD, "dones_1.npy", setting(48, 1), "row 48 is done"),
     (SPREAD, "next_obs_2.npy", lambda a: np.roll(a, 1, 0), "row 0 differs from the row after"),
-    (SPREAD, "next_obs_2.npy", setting((70, 5), 0.5), "row 70 differs from the row after it in obs_2"),
     (SPREAD, "next_obs_0.npy", lambda a: a + 1e-3 * (np.arange(75) == 51)[:, None], "row 51 differs from"),
     (CHEETAH, "dones_1.npy", setting(24, 1), "row 24 is done, but episodes end after 1000"),
-    (CHEETAH, "states_0.npy", setting((1001, 2), np.nan), "row 1001 is not finite"),
     (CHEETAH, "next_states_0.npy", setting((3, 0), 9), "row 3 differs from the row after it in states_0.npy"),
     (CHEETAH, "states_1.npy", setting((1000, 2), 9), "row 1000 differs from states_0.npy, though the agents"),
     (CHEETAH, "next_states_1.npy", setting((999, 0), 9), "row 999 differs from next_states_0.npy, though"),
@@ -193,19 +172,13 @@ def change(array_change):
 
 HEADERS = [
     ("rews_2.npy", Path.unlink, "it lacks rews_2.npy"),
-    ("acs_0.npy", lambda p: (p.unlink(), p.mkdir()), "it lacks acs_0.npy"),
     ("obs_0.npy", lambda p: p.write_text("no array\n" * 9), "cannot read"),
     ("obs_2.npy", lambda p: np.savez(p.open("wb"), x=np.load(p.parent / "obs_0.npy")), "several arrays"),
     ("next_obs_1.npy", lambda p: p.write_bytes(p.read_bytes() + b"0"), "longer"),
-    ("dones_0.npy", lambda p: p.write_bytes(p.read_bytes().replace(b"descr", b"de\x00\n{")), "cannot"),
     ("obs_1.npy", change(lambda a: a.astype(int)), "must hold floats, not int64"),
-    ("dones_2.npy", change(lambda a: a.astype(str)), "must hold numbers"),
-    ("acs_1.npy", lambda p: np.save(p, np.full((75, 2), None, object)), "cannot read"),
     ("acs_1.npy", change(lambda a: a[:50]), "has 50 rows, but obs_0.npy has 75"),
     ("obs_0.npy", change(lambda a: a[:, :16]), "has 18 columns there, but the shape is (75"),
     ("rews_0.npy", change(lambda a: a[:, None].repeat(2, 1)), "no columns or 1"),
-    ("dones_0.npy", change(lambda a: a[:, None, None]), "no columns or 1"),
-    ("rews_0.npy", change(lambda a: a[0]), "the shape is ()"),
     ("obs_3.npy", lambda p: shutil.copy(p.parent / "obs_0.npy", p), "3 learning agents, 0..2"),
     ("obs_0.npy", all_files(lambda a: a[:70]), "70 rows are not whole episodes of 25"),
     ("obs_0.npy", all_files(lambda a: a[:0]), "obs_0.npy"),
@@ -234,14 +207,16 @@ def test_wrong_files_are_refused(copied, name, damage, message):
 
 
 def test_folders_of_other_tasks_and_levels_are_refused(tmp_path, folders):
-    spread, cheetah = folders["simple_spread"], folders["HalfCheetah-2x3"]
+    spread, cheetah = folders[SPREAD], folders[CHEETAH]
+    shutil.copytree(spread, tmp_path / "seed_0_data.host-7.partial")
     for folder, env_id, words in (
         (spread, "simple_tag", "obs_0.npy: simple_tag has 16 columns"),
-        (spread, "HalfCheetah-2x3", "it lacks states_0.npy, next_states_0.npy, states_1.npy and 1 more"),
-        (cheetah, "simple_spread", "it lacks obs_2.npy, acs_2.npy, rews_2.npy and 2 more"),
-        (spread.parent, "simple_spread", f"did you mean {spread}?"),
-        (spread.parent.parent, "simple_spread", f"did you mean {spread}?"),
-        (tmp_path / "nothing", "simple_spread", "no folder"),
+        (spread, CHEETAH, "it lacks states_0.npy, next_states_0.npy, states_1.npy and 1 more"),
+        (cheetah, SPREAD, "it lacks obs_2.npy, acs_2.npy, rews_2.npy and 2 more"),
+        (spread.parent, SPREAD, f"did you mean {spread}?"),
+        (spread.parent.parent, SPREAD, f"did you mean {spread}?"),
+        (tmp_path / "nothing", SPREAD, "no folder"),
+        (tmp_path / "seed_0_data.host-7.partial", SPREAD, "is what an interrupted export left behind"),
         (spread, "simple_spreed", "did you mean 'simple_spread'?"),
     ):
         assert words in one_line(lambda folder=folder, env_id=env_id: read_folder(folder, env_id))
@@ -255,11 +230,11 @@ def test_truncated_anywhere_or_with_one_wrong_byte_in_the_header(copied):
     whole, refused = path.read_bytes(), 0
     for length in [*range(0, 140, 7), *range(140, len(whole), 999), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        assert "obs_1.npy" in one_line(lambda: read_folder(folder, "simple_spread"))
+        assert "obs_1.npy" in one_line(lambda: read_folder(folder, SPREAD))
     for place in range(0, 128, 2):
         path.write_bytes(whole[:place] + bytes([10 + 47 * (place % 4 == 0)]) + whole[place + 1 :])
         try:
-            assert same(read_folder(folder, "simple_spread")[0], make_arrays("simple_spread", 3))
+            assert same(read_folder(folder, SPREAD)[0], make_arrays(SPREAD, 3))
         except InputError as error:
             assert str(error).isprintable() and "obs_1.npy" in str(error)
             refused += 1
@@ -270,10 +245,9 @@ def test_pickles_in_arrays_are_not_executed(copied, tmp_path):
     folder, sprung = copied(), tmp_path / "sprung"
     path = folder / "rews_0.npy"
     np.save(path, np.array([Trap(sprung)] * 75, object), allow_pickle=True)
-    assert "rews_0.npy" in one_line(lambda: read_folder(folder, "simple_spread"))
-    path.write_bytes(path.read_bytes()[128:])  # the bare pickle
-    assert "rews_0.npy" in one_line(lambda: read_folder(folder, "simple_spread"))
-    assert not sprung.exists()
+    for content in (path.read_bytes(), path.read_bytes()[128:]):  # the second is the bare pickle
+        path.write_bytes(content)
+        assert "rews_0.npy" in one_line(lambda: read_folder(folder, SPREAD)) and not sprung.exists()
     np.load(path, allow_pickle=True)
     assert sprung.exists(), "the trap does spring"
 
@@ -281,28 +255,26 @@ def test_pickles_in_arrays_are_not_executed(copied, tmp_path):
 # ----------------------------------------------------------------------------------------------- writing
 
 
-@repeatable
-@given(st.sampled_from(list(SHAPES)), st.integers(1, 4), st.integers(0, 2**32 - 1))
-def test_what_is_written_reads_back_bit_for_bit(env_id, episodes, seed):
-    arrays = make_arrays(env_id, 1 if env_id == "HalfCheetah-2x3" else episodes, seed)
+@pytest.mark.parametrize("env_id", SHAPES)
+def test_what_is_written_reads_back_bit_for_bit(env_id, tmp_path):
+    arrays = make_arrays(env_id, 1 if env_id == CHEETAH else 3)
     # Numbers that text or a half-precision file would lose.
     arrays["observations"].reshape(-1)[:5] = [-0.0, 1e-45, 3.4e38, -3.4e38, 1 + 2**-23]
     arrays["actions"].reshape(-1)[:4] = [-1, 1, -0.0, 1 - 2**-24]
-    with tempfile.TemporaryDirectory() as top:
-        folder = Path(top) / "deep" / "expert" / "seed_0_data"
-        write_folder(folder, as_dataset(arrays))
-        read, facts = read_folder(folder, env_id)
-        assert same(read, arrays) and facts["quality"] == "expert"
-        made = make_folder(Path(top) / "made", arrays)
-        assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in made.iterdir())
-        for path in made.glob("*.npy"):  # the same files as the loop's, but for the dones
-            written, expected = np.load(folder / path.name), np.load(path)
-            assert written.dtype == np.float32 and written.shape == expected.shape
-            assert written.tobytes() == (0 * expected if "dones" in path.name else expected).tobytes()
+    folder = tmp_path / "deep" / "expert" / "seed_0_data"
+    write_folder(folder, as_dataset(arrays))
+    read, facts = read_folder(folder, env_id)
+    assert same(read, arrays) and facts["quality"] == "expert" and os.listdir(folder.parent) == [folder.name]
+    made = make_folder(tmp_path / "made", arrays)
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(made))
+    for path in made.glob("*.npy"):  # the same files as the loop's, but for the dones
+        written, expected = np.load(folder / path.name), np.load(path)
+        assert written.dtype == np.float32 and written.shape == expected.shape
+        assert written.tobytes() == (0 * expected if "dones" in path.name else expected).tobytes()
 
 
 def test_writing_spares_what_is_there(tmp_path):
-    dataset = as_dataset(make_arrays("simple_spread", 1))
+    dataset = as_dataset(make_arrays(SPREAD, 1))
     for name in ("full", "empty"):
         (tmp_path / name).mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
@@ -312,25 +284,9 @@ def test_writing_spares_what_is_there(tmp_path):
     assert (tmp_path / "full" / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "mine"
     assert len(list(tmp_path.rglob("*"))) == 4
     write_folder(tmp_path / "empty", dataset)
-    read_folder(tmp_path / "empty", "simple_spread")
+    read_folder(tmp_path / "empty", SPREAD)
     dataset.actions = torch.zeros(1, 25, 3, dtype=torch.int64)
     assert "continuous" in one_line(lambda: write_folder(tmp_path / "discrete", dataset))
-
-
-def test_leftover_of_a_killed_write_is_not_data(tmp_path, monkeypatch):
-    """Killed between the last file and the new name: nothing bears the final name, and the rest is
-    refused."""
-    dataset, arrays = as_dataset(make_arrays("simple_spread", 1)), make_arrays("simple_spread", 1)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(os, "replace", lambda *names: sys.exit(9))
-        patch.setattr("utils.files.remove", lambda path: None)
-        write_folder(tmp_path / "seed_0_data", dataset)
-    (leftover,) = tmp_path.iterdir()
-    assert len(list(leftover.iterdir())) == 15
-    assert "interrupted" in one_line(lambda: read_folder(leftover, "simple_spread"))
-    write_folder(tmp_path / "seed_0_data", dataset)
-    assert same(read_folder(tmp_path / "seed_0_data", "simple_spread")[0], arrays)
-    assert os.listdir(tmp_path) == ["seed_0_data"]
 
 
 # ---------------------------------------------------------------------------------------------- the prey
@@ -401,13 +357,14 @@ def test_prey_is_found_beside_above_and_where_it_is_told(tmp_path, monkeypatch):
     assert "no file" in one_line(lambda: find(str(folder), str(other)))
     other.touch()
     assert find(str(folder), str(other)) == other
-    assert "no dataset" in one_line(lambda: find(str(tmp_path / "gone")))
-    assert (
-        find("medium") is find(str(other)) is find("x.h5") is find_prey("simple_spread", str(folder)) is None
-    )
-    for env_id, dataset in (("simple_tag", "medium"), ("simple_spread", str(folder))):
-        said = one_line(lambda env_id=env_id, dataset=dataset: find_prey(env_id, dataset, str(other)))
-        assert "--prey is for OMAR folders of simple_tag and simple_world" in said
+    for call, words in (
+        (lambda: find(str(tmp_path / "gone")), "no dataset"),
+        (lambda: find("medium", str(other)), "--prey is for OMAR folders of simple_tag and simple_world"),
+        (lambda: find_prey(SPREAD, str(folder), str(other)), "--prey is for OMAR folders of simple_tag"),
+    ):
+        assert words in one_line(call)
+    for none in (find("medium"), find(str(other)), find("x.h5"), find_prey(SPREAD, str(folder))):
+        assert none is None
 
 
 def parameter(name, change):
@@ -420,13 +377,12 @@ def parameter(name, change):
 
 PREY_DAMAGES = [
     lambda stored: stored.pop("agent_params"),
+    lambda stored: stored.update(agent_params=7),
     lambda stored: stored["agent_params"].pop(),
-    lambda stored: stored["agent_params"].__setitem__(3, None),
     lambda stored: stored["agent_params"][3]["policy"].pop("in_fn.running_var"),
     lambda stored: stored["agent_params"].reverse(),
     parameter("fc1.weight", lambda p: p.T),
     parameter("fc3.weight", lambda p: p.repeat(3, 1)[:5]),
-    parameter("fc1.weight", lambda p: p[0, 0]),
     parameter("fc1.bias", lambda p: p.tolist()),
     parameter("fc2.bias", lambda p: p.long()),
     parameter("fc2.weight", lambda p: p.index_fill(0, torch.tensor(5), torch.nan)),
@@ -449,23 +405,20 @@ def test_foreign_and_truncated_prey_is_refused(tmp_path):
     torch.save(prey_dict("simple_world"), path)
     whole = path.read_bytes()
     assert "(14,)" in one_line(lambda: load_prey(path, "simple_tag"))
-    for content in (b"", b"hello" * 99, *(whole[:n] for n in np.linspace(1, len(whole) - 1, 25).astype(int))):
+    torch.save([1, 2], path)
+    for content in (path.read_bytes(), b"hello" * 99, *(whole[:n] for n in range(0, len(whole), 3000))):
         path.write_bytes(content)
         assert PREY_FILE in one_line(lambda: load_prey(path, "simple_world"))
-    for content in ([1, 2], torch.zeros(4), "text", dict(agent_params=7)):
-        torch.save(content, path)
-        assert PREY_FILE in one_line(lambda: load_prey(path, "simple_world"))
     assert "cannot read" in one_line(lambda: load_prey(tmp_path, "simple_world"))
-    assert "unknown env-id" in one_line(lambda: load_prey(path, "simple_spread"))
+    assert "unknown env-id" in one_line(lambda: load_prey(path, SPREAD))
 
 
-@pytest.mark.parametrize(("place", "old_format"), [("init_dict", False), ("agent_params", True)])
-def test_pickles_in_the_prey_are_not_executed(tmp_path, place, old_format):
-    stored, path, sprung = prey_dict("simple_tag"), tmp_path / PREY_FILE, tmp_path / "sprung"
-    stored[place] = [stored[place], Trap(sprung)]
-    torch.save(stored, path, _use_new_zipfile_serialization=not old_format)
-    assert PREY_FILE in one_line(lambda: load_prey(path, "simple_tag"))
-    assert not sprung.exists()
+def test_pickles_in_the_prey_are_not_executed(tmp_path):
+    path, sprung = tmp_path / PREY_FILE, tmp_path / "sprung"
+    for new_format in (True, False):
+        stored = prey_dict("simple_tag") | dict(init_dict=Trap(sprung))
+        torch.save(stored, path, _use_new_zipfile_serialization=new_format)
+        assert PREY_FILE in one_line(lambda: load_prey(path, "simple_tag")) and not sprung.exists()
     torch.load(path, weights_only=False)
     assert sprung.exists(), "the trap does spring"
 
@@ -480,7 +433,7 @@ def test_exported_prey_acts_the_same_here_and_in_the_code_of_omar(tmp_path, env_
         torch.testing.assert_close(prey(obs), expected, rtol=0, atol=1e-6)
 
     (params,) = torch.load(path, weights_only=True)["agent_params"][3:]  # after the predators: one prey
-    agent = types.SimpleNamespace(policy=Network(dim, 2), critic=Network(dim + 2, 1))
+    agent = SimpleNamespace(policy=Network(dim, 2), critic=Network(dim + 2, 1))
     for name in ("policy", "critic", "target_policy", "target_critic"):
         getattr(agent, name.removeprefix("target_")).load_state_dict(params[name])
     torch.testing.assert_close(agent.policy.eval()(obs), expected, rtol=0, atol=1e-6)
@@ -493,27 +446,24 @@ def test_exported_prey_acts_the_same_here_and_in_the_code_of_omar(tmp_path, env_
 # ---------------------------------------------------------------------------------------- the command line
 
 
+@pytest.mark.filterwarnings("error")
 def test_simulated_data_survive_export_and_import(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(mixes, "UPDATES", 2)
     places = ["--data-dir", str(tmp_path / "datasets"), "--out", str(tmp_path)]
     flags = [*places, "--dataset-size", "250", "--data-seed", "3", "--env-id"]
-    for env_id in ("simple_spread", "simple_tag"):
+    for env_id in (SPREAD, "simple_tag"):
         export.main([*flags, env_id])
         folder = tmp_path / env_id / "random" / "seed_3_data"
         assert f"{folder}: 10 episodes of 25 steps" in capsys.readouterr().out
         simulated = load_dataset(env_id, "random", 250, 3, tmp_path / "datasets", "continuous")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of libraries, none reaches the user
-            imported = load_dataset(env_id, str(folder), action_kind="continuous")
+        imported = load_dataset(env_id, str(folder), action_kind="continuous")
         for name in ("observations", "actions", "rewards"):
             assert torch.equal(getattr(simulated, name), getattr(imported, name)), name
-        assert "exists already" in one_line(lambda env_id=env_id: export.main([*flags, env_id]))
-        assert "in OMAR's format already" in one_line(
-            lambda env_id=env_id, folder=folder: export.main([*flags, env_id, "--dataset", str(folder)])
-        )
+        for more, words in (([], "exists already"), (["--dataset", str(folder)], "in OMAR's format already")):
+            assert words in one_line(lambda more=more, env_id=env_id: export.main([*flags, env_id, *more]))
     obs, task = torch.randn(9, 14), tmp_path / "simple_tag"
     forces = [load_prey(place / PREY_FILE, "simple_tag")(obs) for place in (folder, task)]
-    assert torch.equal(*forces) and not list((tmp_path / "simple_spread").rglob(PREY_FILE))
+    assert torch.equal(*forces) and not list((tmp_path / SPREAD).rglob(PREY_FILE))
     (task / PREY_FILE).write_bytes(b"another")
     export.main([*flags, "simple_tag", "--dataset", "expert"])
     assert "was kept" in capsys.readouterr().err and (task / PREY_FILE).read_bytes() == b"another"
@@ -522,9 +472,9 @@ def test_simulated_data_survive_export_and_import(tmp_path, capsys, monkeypatch)
 def test_names_of_folders_are_omars_and_cannot_escape(tmp_path, monkeypatch):
     data = dict(quality="medium", seed=5)
     monkeypatch.setattr(export, "load_dataset", lambda env_id, *_: as_dataset(make_arrays(env_id, 1), **data))
-    flags = ["--env-id", "HalfCheetah-2x3", "--out", str(tmp_path / "out")]
+    flags = ["--env-id", CHEETAH, "--out", str(tmp_path / "out")]
     export.main(flags)
-    read_folder(tmp_path / "out" / "HalfCheetah-v2" / "medium" / "seed_5_data", "HalfCheetah-2x3")
+    read_folder(tmp_path / "out" / "HalfCheetah-v2" / "medium" / "seed_5_data", CHEETAH)
     for wrong in (dict(quality="../up"), dict(quality="/up"), dict(quality=""), dict(seed="../1")):
         data |= dict(quality="medium", seed=5) | wrong
         assert "cannot name a folder" in one_line(lambda: export.main(flags))

@@ -12,6 +12,7 @@ import torch
 from common import rejects
 from mutants_scripts import GPU
 from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -34,10 +35,8 @@ class Generator(RealGenerator):
 
 
 def tensors_in(value):
-    """The tensors of nested lists and tuples."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [x for part in value for x in tensors_in(part)] if isinstance(value, list | tuple) else []
+    """The tensors of nested containers."""
+    return [x for x in tree_leaves(value) if isinstance(x, torch.Tensor)]
 
 
 class StandIn(TorchFunctionMode):
@@ -49,14 +48,13 @@ class StandIn(TorchFunctionMode):
 
     def mark(self, result, gpu):
         """All tensors of a result are there from now on."""
-
         for tensor in tensors_in(result):
             self.on_gpu[tensor] = gpu
         return result
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", str(func))
-        tensors = tensors_in([args, list(kwargs.values())])
+        tensors = tensors_in([args, kwargs])
         gpu = any(self.on_gpu.get(x, False) for x in tensors)
         if name == "__get__":
             return self.read(func(*args), resolve_name(func) or "", gpu)

@@ -10,6 +10,7 @@ an observation, M agents in the penalty, C candidates of each.
 import itertools
 import math
 from functools import partial
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -33,7 +34,6 @@ from common import (
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from mutants_scripts import MUTANTS
-from torch import nn
 
 CHECKS = {}  # by name: (check, the script's function that it is about, strategies, kinds of action)
 
@@ -84,9 +84,8 @@ def every_set_of_agents_is_equally_likely(script, replace, num=4, batch=6000):
     """At each size, and independently of the set at any other size."""
     logged, policy = script.actions(0, 2, batch, num), 10 + script.actions(1, 2, batch, num, num)
     order = torch.rand((2, batch, num, num), generator=generator(2))
-    numbers = replace(logged, policy, order, torch.arange(1, num + 1)) >= 9  # [S, B, K, N, A]
-    assert torch.equal(numbers.any(-1), numbers.all(-1)), "whole actions"
-    sets = (numbers.all(-1) * 2 ** torch.arange(num)).sum(-1)  # [S, B, K], a set as a binary number
+    replaced = (replace(logged, policy, order, torch.arange(1, num + 1)) >= 9).all(-1)  # [S, B, K, N]
+    sets = (replaced * 2 ** torch.arange(num)).sum(-1)  # [S, B, K], a set as a binary number
     for j, k in itertools.combinations(range(num), 2):
         evenly(sets[..., j], math.comb(num, j + 1))
         evenly(2**num * sets[..., j] + sets[..., k], math.comb(num, j + 1) * math.comb(num, k + 1))
@@ -189,7 +188,8 @@ def slow_actor_loss(script, outputs, q, logged, clone_weight, extra, s, i):
 @check_of("actor_loss", SEEDS, st.floats(0, 3), st.floats(0, 3), SMALL, SMALL, SMALL)
 def actors_ascend_their_own_value(script, loss, seed, clone_weight, extra, *shape):
     """Every agent's loss, and its gradients in its outputs and in Q."""
-    outputs, q, logged = script.loss_inputs(seed, *shape)
+    outputs, logged = normal(seed, *shape, script.dim), script.actions(seed + 2, *shape)
+    q = normal(seed + 1, *shape) if script.kind == "continuous" else normal(seed + 1, *shape, script.dim)
     outputs.requires_grad_()
     q.requires_grad_(script.kind == "continuous")  # the actors' own actions are in it
     actual = loss(outputs, q, logged, clone_weight, extra)
@@ -203,20 +203,6 @@ def actors_ascend_their_own_value(script, loss, seed, clone_weight, extra, *shap
 
 
 # ------ actions
-
-
-@check_of("counterfactuals", SEEDS, st.integers(1, 4), SMALL, SMALL)
-def counterfactuals_change_one_agent_at_a_time(script, change, seed, num, some, count):
-    """Row (m, c) is the joint action in which the m-th chosen agent plays its candidate c."""
-    some = min(some, num)
-    actions, to = script.actions(seed, 2, 3, num), script.actions(seed + 1, 2, 3, some, count)
-    agents = torch.rand((2, 3, num), generator=generator(seed)).argsort(-1)[..., :some]
-    rows = change(actions, agents, to)
-    assert rows.shape == (2, 3, some, count, num, script.dim)
-    for s, b, m, c in indices(2, 3, some, count):
-        for i in range(num):
-            played = to[s, b, m, c] if i == agents[s, b, m] else actions[s, b, i]
-            assert torch.equal(rows[s, b, m, c, i], played)
 
 
 @check_of("sample_policy")
@@ -260,9 +246,9 @@ def proposals(script, propose, penalty, batch=600, num=3, some=2):
     """Candidates for logged actions and, with forces, two policies: all that went in and came out."""
     logged = script.actions(0, 2, batch, num)
     policies = [script.actions(seed, 2, batch, num) for seed in (1, 2)]
-    args, g = dict(penalty=penalty, penalty_agents=some), [generator(3), generator(4)]
-    joint, log_weights = script.candidates(propose, args, logged, g, policies)
-    return logged, policies, joint, log_weights
+    args, generators = SimpleNamespace(penalty=penalty, penalty_agents=some), [generator(3), generator(4)]
+    places = [logged, policies] if script.kind == "continuous" else [logged]
+    return logged, policies, *propose(args, *places, generators)
 
 
 @check_of("penalty_candidates")
@@ -324,24 +310,6 @@ def candidates_are_weighed_by_their_densities(script, propose, penalty):
         assert abs(float(noise.square().mean()) - 1) < SIGMAS * (2 / noise.numel()) ** 0.5
 
 
-@check_of("penalty_candidates", st.sampled_from(["cfcql", "macql"]), st.booleans(), kinds=("continuous",))
-def penalty_estimates_the_integral_over_all_actions(script, propose, penalty, near):
-    """Of a hill of Q near two policies, without a bias: log int_a exp Q = log of the hill's volume."""
-    width, count, num = 0.25, 20_000, 1 if penalty == "cfcql" else 2
-    actions = torch.zeros(2, 1, 2, 2)
-    policies = [torch.full_like(actions, mean) for mean in (0.05, -0.1) if near]
-    with patch.object(script.module, "CANDIDATES", count):
-        args = dict(penalty=penalty, penalty_agents=1)
-        joint, log_weights = script.candidates(propose, args, actions, [generator(0), generator(1)], policies)
-    q = -joint.square().sum((-2, -1)).double() / (2 * width**2)  # [S, B, 1, C]
-    exact = 2 * num * math.log(width * math.sqrt(2 * math.pi))
-    value = script.module.cql_penalty(q.unsqueeze(1), log_weights.double(), torch.full((2, 1, 1), 7.0))
-    ratios = (q + log_weights).exp()
-    error = ratios.std(-1) / ratios.mean(-1) / ratios.shape[-1] ** 0.5  # of a log of a mean
-    assert error.max() < 0.05
-    assert ((value.flatten() + 7 - exact).abs() < SIGMAS * error.flatten() + 1e-3).all()
-
-
 # ------ networks
 
 
@@ -370,24 +338,6 @@ def critics_are_separate_networks(script, values, seed, num_seeds, members, batc
     close(joint.grad, alone.grad)
 
 
-@check_of("actor_outputs", SEEDS, SMALL, SMALL, SMALL)
-def actors_are_separate_networks(script, act, seed, num_seeds, batch, num):
-    """Outputs and their gradient, of every agent by itself on its own observation."""
-    actor = double_networks(script, seed, num_seeds, num, (4, 7, 6, script.dim))
-    obs, slopes = normal(seed, num_seeds, batch, num, 4), normal(seed + 1, num_seeds, batch, num, script.dim)
-    outputs = act(actor, obs)
-    assert outputs.shape == slopes.shape
-    (outputs * slopes).sum().backward()
-    for s, i in indices(num_seeds, num):
-        network = separate_network(actor, s, i)
-        for b in range(batch):
-            out = network(obs[s, b, i])
-            close(outputs[s, b, i], out)
-            (out * slopes[s, b, i]).sum().backward()
-        for stacked, single in zip(actor, gradients(network), strict=True):
-            close(stacked.grad[s, i], single)
-
-
 @check_of("init_networks")
 def networks_start_as_linear_layers_do(script, init, count=4, sizes=(20, 150, 60, 3)):
     """Uniform within 1 / sqrt(fan_in); no two alike; a seed's are the same without the others."""
@@ -402,37 +352,6 @@ def networks_start_as_linear_layers_do(script, init, count=4, sizes=(20, 150, 60
             assert x.mean().abs() < SIGMAS * math.sqrt(1 / 3 / x.numel())
             assert (x.square().mean() - 1 / 3).abs() < SIGMAS * math.sqrt(4 / 45 / x.numel())
             assert len(p.flatten(0, 1).flatten(1).unique(dim=0)) == 2 * count
-
-
-@check_of("clip_gradients", st.floats(1e-3, 1e3), SEEDS)
-def each_network_is_clipped_by_itself(script, clip, limit, seed):
-    """As torch's clip_grad_norm_ clips it alone."""
-    params = double_networks(script, seed, 2, 3, (3, 4, 1))
-    sizes = torch.tensor([0.01, 1, 100]).double().view(1, 3, 1, 1)  # some networks are clipped and some not
-    for j, p in enumerate(params):
-        p.grad = sizes * normal(seed + j, *p.shape)
-    before = [p.grad.clone() for p in params]
-    with patch.object(script.module, "MAX_GRAD_NORM", limit):
-        clip(params)
-    for s, m in indices(2, 3):
-        alone = [nn.Parameter(p.detach()[s, m].clone()) for p in params]
-        for p, grad in zip(alone, before, strict=True):
-            p.grad = grad[s, m].clone()
-        nn.utils.clip_grad_norm_(alone, limit)
-        for p, q in zip(params, alone, strict=True):
-            close(p.grad[s, m], q.grad)
-
-
-@check_of("per_seed")
-def a_seed_draws_the_same_numbers_alone(script, stack):
-    """And beside others, call after call."""
-    together, alone = [generator(s) for s in (4, 2, 8)], [generator(2)]
-    for draw, args in ((torch.rand, ((3, 2),)), (torch.randint, (9, (5,))), (torch.randn, ((1, 4),))):
-        drawn = stack(draw, together, *args)
-        assert len(drawn) == 3 and not torch.equal(drawn[0], drawn[1])
-        assert torch.equal(drawn[1], stack(draw, alone, *args)[0])
-        assert not torch.equal(drawn, stack(draw, together, *args)), "the generators have moved on"
-        stack(draw, alone, *args)
 
 
 # ------ data and scores

@@ -163,11 +163,9 @@ def check_round(script, data_dir, flags):
         params = [p.requires_grad_() for p in saved[name]]
         adam = torch.optim.Adam(params, args["learning_rate"])
         adam.load_state_dict(saved[f"{name}_adam"] | dict(param_groups=adam.state_dict()["param_groups"]))
+        norms = sum(grad.square().sum((2, 3)) for grad in grads).sqrt()[..., None, None]
         for p, grad in zip(params, grads, strict=True):
-            p.grad = grad
-        norms = sum(p.grad.square().sum((2, 3)) for p in params).sqrt()[..., None, None]
-        for p in params:
-            p.grad *= (0.5 / norms).clamp(max=1)
+            p.grad = grad * (0.5 / norms).clamp(max=1)
         adam.step()
         targets = zip(saved[f"target_{name}"], after[f"target_{name}"], strict=True)
         for p, new, (slow, slower) in zip(params, after[name], targets, strict=True):

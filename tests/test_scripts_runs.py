@@ -4,18 +4,17 @@ side by side are the seeds trained alone, and that an interrupted run ends as if
 Runs are tiny (Script.small) but for those that must learn. No warning of a library may reach the user of any.
 """
 
-import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import DEFAULT, Mock
 
 import h5py
 import numpy as np
@@ -25,7 +24,6 @@ from common import ROOT, SCRIPTS, close, differences, generator, load, mean_scor
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.omar import PUBLISHED_SCORES
 from envs import ENV_IDS_OF_KIND
 from utils import runs
 from utils.errors import InputError
@@ -101,26 +99,13 @@ def test_tensorboard_shows_the_history(finished):
         assert steps == (2, 4) and np.allclose(numbers, values, rtol=1e-4), tag
 
 
-def test_one_evaluation_shows_in_the_plot(tmp_path):
-    """As a mark, since a line needs two: blue in each panel but the middle one, where blue is w_1."""
-    history = dict(round=[20], scores=[[40.0, 50.0]], weights=[[[0.2, 0.3, 0.5]] * 2], k_eff=[[2.3, 2.4]])
-    runs.plot_history(tmp_path / "progress.png", history, "title", 45.0)
-    with Image.open(tmp_path / "progress.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
-    blue = (np.abs(pixels - (31, 119, 180)).sum(-1) < 30)[60:-60]  # without title and axis
-    left, _, right = np.array_split(blue, 3, axis=1)
-    assert left.sum() > 3 and right.sum() > 3
-
-
-def test_all_networks_move_and_targets_follow(script, finished):
-    saved, generators = load(finished[script.kind][0]), [generator(7), generator(8)]
-    starts = dict(critic=script.module.init_networks(generators, 3, (54 + 3 * script.dim, 16, 16, 1)))
-    starts["actor"] = script.module.init_networks(generators, 3, (18, 16, 16, script.dim))
-    for name, start in starts.items():
+def test_all_networks_move_and_targets_follow(script, run):
+    saved, generators = load(run("--rounds 1 --seed 7 --num-seeds 2")["folder"]), [generator(7), generator(8)]
+    for name, sizes in (("critic", (54 + 3 * script.dim, 16, 16, 1)), ("actor", (18, 16, 16, script.dim))):
+        start = script.module.init_networks(generators, 3, sizes)
         for online, slow, first in zip(saved[name], saved[f"target_{name}"], start, strict=True):
             assert ((online - first).abs().amax((2, 3)) > 1e-4).all(), "every network of every seed"
-            assert ((slow - first).abs().amax((2, 3)) > 1e-6).all()
-            assert (slow - first).norm() < 0.1 * (online - first).norm(), "a step of 0.01 in each of 4 rounds"
+            close(slow, first.lerp(online, 0.01), 1e-6)
 
 
 def test_the_history_scores_the_actor_of_the_checkpoint(script, finished):
@@ -166,31 +151,26 @@ def test_every_setting_has_a_say(script, run, capfd):
 @one_script
 @pytest.mark.parametrize("quality", ["expert", "medium"])
 def test_collapse_on_one_agent_is_told_on_expert_data(quality, script, run, capfd, monkeypatch):
-    def one(u):
-        return (torch.arange(u.shape[-1]) == 0).expand(u.shape) * 1.0
-
+    one = lambda u: (torch.arange(u.shape[-1]) == 0).expand(u.shape) * 1.0  # noqa: E731
     monkeypatch.setattr(script.module, "replacement_weights", one)
     assert run(f"--dataset {quality} --rounds 1")["k_eff"] == 1
     assert ("collapsed on k = 1" in capfd.readouterr().err) == (quality == "expert")
 
 
-def test_tables_have_every_task_and_quality(script):
-    module = script.module
-    envs = set(ENV_IDS_OF_KIND[script.kind])
-    assert set(module.TASKS) == set(module.CQL_ALPHA) == set(module.PAPER_SIZE) == envs
-    for env_id in envs - {"two_doors"}:
-        assert set(module.CQL_ALPHA[env_id]) == {"random", "medium-replay", "medium", "expert"}
-    tables = [module.DEFAULTS, *module.TASKS.values(), *module.PAPER_SIZE.values()]
-    given = {getattr(module.Args(), name) for table in tables for name in table}
-    assert given == {None}, "what a table says is a flag, and not set otherwise"
-
-
 def test_the_sisters_share_tables_and_flags():
-    discrete, continuous = (script.module for script in SCRIPTS)
+    """A table has every task and quality; what it says is a flag, and not set otherwise."""
+    modules = [script.module for script in SCRIPTS]
+    for script in SCRIPTS:
+        module, envs = script.module, set(ENV_IDS_OF_KIND[script.kind])
+        assert set(module.TASKS) == set(module.CQL_ALPHA) == set(module.PAPER_SIZE) == envs
+        for env_id in envs - {"two_doors"}:
+            assert set(module.CQL_ALPHA[env_id]) == {"random", "medium-replay", "medium", "expert"}
+        tables = [module.DEFAULTS, *module.TASKS.values(), *module.PAPER_SIZE.values()]
+        assert {getattr(module.Args(), name) for table in tables for name in table} == {None}
     for env_id in ("simple_spread", "simple_tag", "simple_world"):
-        assert discrete.CQL_ALPHA[env_id] == continuous.CQL_ALPHA[env_id]
-        assert discrete.PAPER_SIZE[env_id] == continuous.PAPER_SIZE[env_id]
-    flags = [[field.name for field in fields(module.Args)] for module in (discrete, continuous)]
+        for table in ("CQL_ALPHA", "PAPER_SIZE"):
+            assert getattr(modules[0], table)[env_id] == getattr(modules[1], table)[env_id]
+    flags = [[field.name for field in fields(module.Args)] for module in modules]
     same = [[name for name in names if name not in ("prey", "entropy_coef", "output_l2")] for names in flags]
     assert same[0] == same[1], "in the same order"
 
@@ -249,15 +229,6 @@ def test_five_agents_and_short_episodes_are_trained_on(script, run):
     assert load(summary["folder"])["critic"][0].shape == (1, 3, 5 * (30 + script.dim), 16)
 
 
-def test_half_cheetah_as_it_is(data_dir, monkeypatch):
-    """1000 steps an episode, in the published unit: near the score of random play."""
-    flags = "--env-id HalfCheetah-2x3 --dataset random --dataset-size 1000 --rounds 1 --eval-episodes 1"
-    summary = SCRIPTS[1].train(data_dir, flags)
-    facts = load(summary["folder"])["facts"]
-    assert (facts["random_score"], facts["expert_score"]) == PUBLISHED_SCORES["HalfCheetah-2x3"]
-    assert abs(summary["score_mean"]) < 30
-
-
 # ------ seeds, folders and processes
 
 
@@ -293,14 +264,9 @@ def test_same_flags_make_a_new_folder_and_the_same_networks(run):
 
 def test_a_folder_is_claimed_by_one_run_alone():
     """Of many that ask at the same time."""
-    folders = []
-    args = SimpleNamespace(resume=None, out="runs", name="one", env_id="", dataset="", seed=0, num_seeds=1)
-    args = SimpleNamespace(**vars(args), backup="", penalty="", num_critics=1)
-    threads = [threading.Thread(target=lambda: folders.append(runs.claim_folder(args))) for _ in range(40)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    args = SCRIPTS[0].module.Args(name="one")
+    with ThreadPoolExecutor(40) as pool:
+        folders = list(pool.map(lambda _: runs.claim_folder(args), range(40)))
     assert {path.name for path in folders} == {"one", *(f"one-{i}" for i in range(2, 41))}
 
 
@@ -310,29 +276,20 @@ class Stop(Exception):
 
 def die_at(patch, module, name, call):
     """Let the call-th call of module.name raise Stop."""
-    original, calls = getattr(module, name), itertools.count(1)
-
-    def dying(*args, **kwargs):
-        if next(calls) == call:
-            raise Stop
-        return original(*args, **kwargs)
-
-    patch.setattr(module, name, dying)
-
-
-def process(script, *argv):
-    """The script in a process of its own, which Ctrl-C reaches even if we are a shell's background job."""
-    command = [sys.executable, ROOT / script.name, *script.small, *argv]
-    pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, preexec_fn=heed, **pipes)
+    outcomes = [DEFAULT] * (call - 1) + [Stop]
+    patch.setattr(module, name, Mock(wraps=getattr(module, name), side_effect=outcomes))
 
 
 def test_runs_at_once_have_folders_of_their_own_and_resume_bit_by_bit(data_dir):
     """Of either script, with one name. One is killed, one interrupted; each dies once more, and ends as if
     nothing had been."""
-    flags = f"--data-dir {data_dir} --name one --rounds 100000".split()
-    children = {script.name: process(script, *flags) for script in SCRIPTS}
+    flags = f"--data-dir {data_dir} --name one --rounds 5000".split()
+    pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # even if we are a shell's background job
+    children, folders = {}, {}
+    for script in SCRIPTS:
+        command = [sys.executable, ROOT / script.name, *script.small, *flags]
+        children[script.name] = subprocess.Popen(command, preexec_fn=heed, **pipes)
     deadline = time.monotonic() + 120
     for folder in (Path("runs/one"), Path("runs/one-2")):
         while not (folder / "checkpoint.pt").exists():
@@ -347,6 +304,8 @@ def test_runs_at_once_have_folders_of_their_own_and_resume_bit_by_bit(data_dir):
         if how == signal.SIGINT:
             assert told.splitlines()[-1] == f"{script.name}: interrupted"
             assert not list(folder.glob("*.partial*"))
+        folders[script] = folder
+    for script, folder in folders.items():
         rounds = load(folder)["round"] + 4
         for _ in range(2):
             with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
@@ -360,19 +319,20 @@ def test_runs_at_once_have_folders_of_their_own_and_resume_bit_by_bit(data_dir):
 
 LEARN = (
     "--dataset medium --dataset-size 50000 --num-critics 3 --batch-size 64 --hidden 32 --learning-rate 0.01"
-    " --cql-alpha 5 --rounds 160 --eval-every 160 --eval-episodes 40"
+    " --cql-alpha 5 --eval-every 160 --eval-episodes 40"
 )
-# Measured over four seeds: 72 to 82, and 105 to 114. With a target of noise the actors clone the data, whose
-# score is 41 and 45: 46 to 60, and 71 to 83.
-BARS = {"discrete": 66, "continuous": 94}
+# Rounds, and the bar. Measured over four seeds: 72 to 82, and 86 to 100. With a target of noise the actors
+# clone the data, whose score is 41 and 45: 46 to 60, and 40 to 52.
+LESSONS = {"discrete": (160, 66), "continuous": (100, 66)}
 
 
 def check_learning(script, data_dir):
     """The score passes that of the data by far; the data are worth more than what the penalty tries."""
-    summary = script.train(data_dir, LEARN)
+    rounds, bar = LESSONS[script.kind]
+    summary = script.train(data_dir, f"{LEARN} --rounds {rounds}")
     history = load(summary["folder"])["history"]
     assert np.greater(history["q_data"], history["q_penalised"]).all()
-    assert summary["score_mean"] > BARS[script.kind], summary["scores"]
+    assert summary["score_mean"] > bar, summary["scores"]
 
 
 def test_training_raises_the_score_and_noise_does_not_pass_as_learning(script, run, data_dir, monkeypatch):

@@ -18,8 +18,8 @@ import theory_checks
 from theory import dec_mdps
 from theory.dec_mdps import distributions, one_size, random_worlds, uniform
 
-SIZES = dict(agents=st.integers(1, 4), actions=st.integers(2, 3), states=st.integers(1, 5))
-WORLD = dict(seed=st.integers(0, 10**6), gamma=st.floats(0.01, 0.99), members=st.sampled_from([1, 3])) | SIZES
+WORLD = dict(seed=st.integers(0, 10**6), agents=st.integers(1, 4), actions=st.integers(2, 3))
+WORLD |= dict(states=st.integers(1, 5), gamma=st.floats(0.01, 0.99), members=st.sampled_from([1, 3]))
 
 
 def draw(seed, agents, actions, states, gamma, members):
@@ -42,28 +42,20 @@ def check_contracts(world, weights, q, others):
 
 @repeatable
 @given(**WORLD)
-def test_each_T_k_contracts(**sizes):
-    """T^(k), k = 1 .. n, of one critic and with min over three members."""
-    _, world, q, others = draw(**sizes)
+def test_each_T_k_and_any_mixture_of_them_contract(**sizes):
+    """T^(k), k = 1 .. n, and T^SP with weights that do not depend on Q; with one critic and with three."""
+    g, world, q, others = draw(**sizes)
     for k in range(1, world.num_agents + 1):
         check_contracts(world, one_size(k, world), q, others)
-
-
-@repeatable
-@given(**WORLD)
-def test_T_SP_contracts_with_any_weights_that_do_not_depend_on_q(**sizes):
-    g, world, q, others = draw(**sizes)
     check_contracts(world, distributions(g, *world.start.shape, world.num_agents), q, others)
 
 
-@pytest.mark.parametrize("wrong", ["weights off the simplex", "a larger target"])
-def test_operators_that_do_not_contract_are_noticed(wrong, monkeypatch):
+def test_operators_that_do_not_contract_are_noticed(monkeypatch):
+    """Weights off the simplex, and a target that is too large."""
     g, world, q, others = draw(0, 3, 2, 3, 0.9, 3)
     weights, right = distributions(g, *world.start.shape, 3), spacql.spacql_target
-    if wrong == "a larger target":
-        monkeypatch.setattr(spacql, "spacql_target", lambda *args: 1.05 * right(*args))
-    else:
-        weights = 1.01 * weights
+    rejects(check_contracts, world, 1.01 * weights, q, others)
+    monkeypatch.setattr(spacql, "spacql_target", lambda *args: 1.05 * right(*args))
     rejects(check_contracts, world, weights, q, others)
 
 
