@@ -17,12 +17,12 @@ import torch
 from common import Trap, generator, one_line
 from torch import nn
 
-from data import export, mixes, omar
+from data import datasets, export, mixes, omar
 from data.datasets import find_prey, load_dataset
 from data.export import write_folder, write_prey
-from data.omar import PREY_DIM, PREY_FILE, load_prey, quality_of, read_folder
+from data.omar import PREY_DIM, PREY_FILE, facts_of, load_prey, read_folder
 from envs.particles import WITH_PREY, Worlds
-from envs.shipped import init_mlp, mlp
+from envs.shipped import greedy, init_mlp, mlp, rollout
 from utils.errors import InputError
 
 SPREAD, CHEETAH = "simple_spread", "HalfCheetah-2x3"
@@ -112,7 +112,8 @@ def test_quality_is_the_last_such_component_of_the_path(tmp_path, monkeypatch):
     for path, quality in (("expert/random/x", "random"), ("mediums/replay/seed_0_data", "unknown")):
         (tmp_path / path).mkdir(parents=True)
         monkeypatch.chdir(tmp_path / path)
-        assert quality_of(tmp_path / path) == quality_of(Path(".")) == quality
+        for place in (tmp_path / path, Path(".")):
+            assert facts_of(place, SPREAD, "omar")["quality"] == quality
 
 
 def test_little_is_accepted_in_the_place_of_equal(copied):
@@ -322,6 +323,11 @@ def prey_dict(env_id):
     return dict(init_dict=dict(lr=0.01, alg_types=["td3"]), agent_params=params)
 
 
+def acting(path, env_id):
+    """The prey of a file, as worlds take it."""
+    return greedy(load_prey(path, env_id), "continuous")
+
+
 @pytest.mark.parametrize("env_id", WITH_PREY)
 def test_prey_acts_as_the_stored_network_in_evaluation_mode(tmp_path, env_id):
     assert PREY_DIM[env_id] == Worlds(env_id, 1, "continuous").observe(3).shape[-1]
@@ -329,41 +335,46 @@ def test_prey_acts_as_the_stored_network_in_evaluation_mode(tmp_path, env_id):
     for state in (network.state_dict(), stored["agent_params"][3]["policy"]):
         state["in_fn.running_var"][0] = 1e-5  # an input that hardly moves: here eps matters
     torch.save(stored, tmp_path / PREY_FILE)
-    prey = load_prey(tmp_path / PREY_FILE, env_id)
+    prey = acting(tmp_path / PREY_FILE, env_id)
     obs = torch.randn(500, PREY_DIM[env_id]) * 3
     obs[:, 0] = network.in_fn.running_mean[0] + 0.003 * torch.randn(500)
     force = prey(obs)
-    assert force.shape == (500, 2) and not force.requires_grad and prey(obs.double()).dtype == torch.double
+    assert force.shape == (500, 2) and not force.requires_grad
     torch.testing.assert_close(force, network(obs), rtol=0, atol=1e-6)
     torch.testing.assert_close(prey(obs[:1]), force[:1], rtol=0, atol=1e-6)
     assert (force - network.train()(obs)).abs().max() > 0.03, "in training mode it would act otherwise"
 
 
+def asked(env_id, dataset, prey=None, policies=None):
+    """What of a script's settings says which prey plays."""
+    return SimpleNamespace(env_id=env_id, dataset=str(dataset), prey=prey and str(prey), policies=policies)
+
+
 def test_prey_is_found_beside_above_and_where_it_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(omar, "load_prey", lambda path, env_id, device: path)
+    monkeypatch.setattr(datasets, "greedy", lambda prey, kind: prey)
     folder = tmp_path / "a" / "simple_tag" / "medium" / "seed_0_data"
     folder.mkdir(parents=True)
-    find = lambda *given: find_prey("simple_tag", *given)  # noqa: E731
-    said = one_line(lambda: find(str(folder)))
+    find = lambda *given: find_prey(asked("simple_tag", *given))  # noqa: E731
+    said = one_line(lambda: find(folder))
     assert PREY_FILE in said and str(folder) in said and "--prey PATH" in said
     (tmp_path / PREY_FILE).touch()
-    one_line(lambda: find(str(folder)))  # four folders above
+    one_line(lambda: find(folder))  # four folders above
     for place in (folder.parents[2], folder.parents[1], folder.parents[0], folder):
         (place / PREY_FILE).touch()
-        assert find(str(folder)) == place / PREY_FILE, "the nearest one"
+        assert find(folder) == place / PREY_FILE, "the nearest one"
     monkeypatch.chdir(folder.parent)
     assert find("seed_0_data") == folder / PREY_FILE
     other = tmp_path / "other.pt"
-    assert "no file" in one_line(lambda: find(str(folder), str(other)))
+    assert "no file" in one_line(lambda: find(folder, other))
     other.touch()
-    assert find(str(folder), str(other)) == other
+    assert find(folder, other) == find("random", other) == find("x.h5", other) == other
     for call, words in (
-        (lambda: find(str(tmp_path / "gone")), "no dataset"),
-        (lambda: find("medium", str(other)), "--prey is for OMAR folders of simple_tag and simple_world"),
-        (lambda: find_prey(SPREAD, str(folder), str(other)), "--prey is for OMAR folders of simple_tag"),
+        (lambda: find(tmp_path / "gone"), "no dataset"),
+        (lambda: find_prey(asked(SPREAD, folder, other)), "--prey is for simple_tag and simple_world"),
     ):
         assert words in one_line(call)
-    for none in (find("medium"), find(str(other)), find("x.h5"), find_prey(SPREAD, str(folder))):
+    for none in (find("medium"), find(other), find("x.h5"), find_prey(asked(SPREAD, folder))):
         assert none is None
 
 
@@ -429,7 +440,7 @@ def test_exported_prey_acts_the_same_here_and_in_the_code_of_omar(tmp_path, env_
     layers, obs = init_mlp(1, (dim, 64, 64, 2), generator(1)), torch.randn(300, dim) * 5
     write_folder(tmp_path / "x", as_dataset(make_arrays(env_id, 1)), layers)
     expected, path = mlp(layers, obs[None])[0].tanh(), tmp_path / "x" / PREY_FILE
-    for prey in (load_prey(path, env_id), find_prey(env_id, str(tmp_path / "x"))):
+    for prey in (acting(path, env_id), find_prey(asked(env_id, tmp_path / "x"))):
         torch.testing.assert_close(prey(obs), expected, rtol=0, atol=1e-6)
 
     (params,) = torch.load(path, weights_only=True)["agent_params"][3:]  # after the predators: one prey
@@ -462,7 +473,7 @@ def test_simulated_data_survive_export_and_import(tmp_path, capsys, monkeypatch)
         for more, words in (([], "exists already"), (["--dataset", str(folder)], "in OMAR's format already")):
             assert words in one_line(lambda more=more, env_id=env_id: export.main([*flags, env_id, *more]))
     obs, task = torch.randn(9, 14), tmp_path / "simple_tag"
-    forces = [load_prey(place / PREY_FILE, "simple_tag")(obs) for place in (folder, task)]
+    forces = [acting(place / PREY_FILE, "simple_tag")(obs) for place in (folder, task)]
     assert torch.equal(*forces) and not list((tmp_path / SPREAD).rglob(PREY_FILE))
     (task / PREY_FILE).write_bytes(b"another")
     export.main([*flags, "simple_tag", "--dataset", "expert"])

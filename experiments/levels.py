@@ -1,0 +1,97 @@
+"""How near the simulated datasets come to the paper's: mean and deviation of the episode return, and size.
+
+    python -m experiments.levels --out results/csv/levels.csv     # simulates all of them: half an hour
+
+docs/data.md shows the table that `table` makes of the rows.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from data.datasets import default_size, load_dataset, normalise
+from data.omar import PUBLISHED_CARDS, PUBLISHED_SCORES, QUALITIES
+from envs.particles import ENV_IDS
+from utils.files import atomic, current_commit, parse, run_script, say
+
+
+@dataclass(frozen=True)
+class Args:
+    """Where from, where to."""
+
+    out: Path = Path("levels.csv")
+    """the file of the rows"""
+    data_dir: Path = Path("datasets")
+    """where simulated datasets are kept"""
+
+
+def row_of(env_id: str, kind: str, quality: str, data_dir: Path) -> dict:
+    """One dataset beside the paper's, in the published unit."""
+    dataset = load_dataset(env_id, quality, folder=data_dir, action_kind=kind)
+    low, high = PUBLISHED_SCORES[env_id]
+    returns = low + normalise(dataset.rewards.double().mean(-1).sum(-1), dataset.facts) * (high - low) / 100
+    card = PUBLISHED_CARDS[env_id][quality]
+    return dict(
+        actions=kind,
+        task=env_id,
+        quality=quality,
+        published_mean=card.mean,
+        published_deviation=card.deviation,
+        mean=round(float(returns.mean()), 2),
+        deviation=round(float(returns.std()), 2),
+        transitions=default_size(env_id, quality),
+        points=round(100 * (card.mean - low) / (high - low), 1),
+        our_points=round(dataset.facts["data_score"], 1),
+        hash=dataset.facts["hash"],
+        commit=current_commit(),
+    )
+
+
+def table(rows: pd.DataFrame) -> str:
+    """The rows as two Markdown tables with a column for each quality: mean and deviation of the return with
+    forces and torques, and normalised scores with those and with moves; the paper's above ours."""
+    forces, moves = (rows[rows["actions"] == kind] for kind in ("continuous", "discrete"))
+    returns = {
+        "the paper's": forces.assign(cell=spread(forces["published_mean"], forces["published_deviation"])),
+        "ours": forces.assign(cell=spread(forces["mean"], forces["deviation"])),
+    }
+    points = {
+        "the paper's": forces.assign(cell=forces["points"]),
+        "ours, forces or torques": forces.assign(cell=forces["our_points"]),
+        "ours, moves": moves.assign(cell=moves["our_points"]),
+    }
+    return "\n\n".join(markdown(parts) for parts in (returns, points))
+
+
+def spread(mean: pd.Series, deviation: pd.Series) -> list[str]:
+    """Mean and deviation as texts."""
+    return [f"{a:.1f} ± {b:.1f}" for a, b in zip(mean, deviation, strict=True)]
+
+
+def markdown(parts: dict[str, pd.DataFrame]) -> str:
+    """A table with a row for each task and part, and the column `cell` by quality."""
+    parts = [
+        part.pivot(index="task", columns="quality", values="cell").assign(data=name)
+        for name, part in parts.items()
+    ]
+    whole = pd.concat(parts).sort_index(kind="stable").set_index("data", append=True)
+    return whole[list(QUALITIES)].reset_index().to_markdown(index=False, disable_numparse=True)
+
+
+def main(argv=None) -> None:
+    args = parse(Args, argv, description=__doc__)
+    rows = []
+    for kind in ("continuous", "discrete"):
+        for env_id, cards in PUBLISHED_CARDS.items():
+            for quality in cards if kind == "continuous" or env_id in ENV_IDS else ():
+                rows.append(row_of(env_id, kind, quality, args.data_dir))
+                say(" ".join(map(str, rows[-1].values())))
+    rows = pd.DataFrame(rows)
+    with atomic(args.out) as partial:
+        rows.to_csv(partial, index=False)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    run_script("experiments.levels", main)
