@@ -117,6 +117,8 @@ def load_dataset(
     behaviour policies. Raises InputError, in one line, for whatever is wrong with any of them.
     """
     check_choice("env-id", env_id, ENV_IDS_OF_KIND[action_kind])
+    if prey and policies:
+        raise InputError("--policies have a prey of their own: give them or --prey, not both")
     name, path = simulated_name(env_id, dataset), Path(dataset)
     if name is not None:
         size = default_size(env_id, dataset) if size is None else size
@@ -233,8 +235,6 @@ def simulated_file(
         raise InputError(f"dataset size {size} is less than one episode of {HORIZONS[env_id]} transitions")
     if seed < 0:
         raise InputError(f"dataset seed {seed} is negative")
-    if prey and policies:
-        raise InputError("--policies have a prey of their own: give them or --prey, not both")
     if prey and dataset != "random":
         train = (
             f"python -m data.behaviour --env-id {env_id} --action-kind continuous --prey {prey} --out FOLDER"

@@ -3,10 +3,12 @@ worlds get pytest's monkeypatch and return what builds worlds."""
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from common import swapped
+from scipy.optimize import nnls
 
-from data import mixes
+from data import behaviour, mixes
 from envs import half_cheetah, particles
 from envs.half_cheetah import HalfCheetah
 from envs.particles import Worlds
@@ -116,6 +118,13 @@ TABLE = {
         "agents swapped": lambda d, players: (replace(d, actions=swapped(d.actions, 2)), players),
         "the first iterate": lambda d, players: (d, [(0, count) for _, count in players]),
         "another iterate": lambda d, players: (d, [(-1 - player, count) for player, count in players]),
+    },
+    "mixture": {
+        "iterates do not vary": lambda mean, deviation, card: behaviour.mixture(mean, 0 * deviation, card),
+        "three iterates": lambda mean, deviation, card: nnls(
+            np.stack([mean**0, mean, mean**2 + deviation**2]),
+            np.array([1, card.mean, card.mean**2 + card.deviation**2]),
+        )[0],
     },
     "dependence": {
         "a product of own distributions": lambda patch, data: patch.setattr(mixes, "CLASSES", 1),

@@ -8,6 +8,7 @@ length.
 """
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -26,10 +27,11 @@ import torch
 from common import attribute, generator, one_line, poke, put, repeatable
 from hypothesis import example, given
 from hypothesis import strategies as st
+from mpe2 import simple_spread_v3
 from mutants_data import TABLE
 
 import data.datasets as datasets
-from data import mixes
+from data import mixes, omar
 from data.datasets import QUALITIES, Dataset, load_dataset, normalise, plan
 from envs import make_env
 from envs.half_cheetah import OBSERVED, HalfCheetah
@@ -45,7 +47,6 @@ SHAPES = {  # agents, observation numbers, action numbers, steps, landmarks
     "simple_world": (3, 24, 2, 25, 5),
     "HalfCheetah-2x3": (2, 6, 3, SHORT, None),
 }
-PUBLISHED = {SPREAD: (159.8, 516.8), CHEETAH: (-283.97, 3568.81)}  # the same worlds: their unit
 ALL = [(e, "discrete") for e in ENV_IDS] + [(e, "continuous") for e in CONTINUOUS_ENV_IDS]
 EACH = [(*task, quality) for task in ALL for quality in QUALITIES]
 
@@ -129,8 +130,7 @@ def test_file_and_dataset_hold_what_is_documented(logged, folder, env_id, kind, 
 
     facts, own = dataset.facts, load_policies(env_id, action_kind=kind).facts
     assert [facts[k] for k in ("env_id", "quality", "action_kind", "seed")] == [env_id, quality, kind, 0]
-    scores = own["random_score"], own["expert_score"]
-    scores = PUBLISHED.get(env_id, scores) if forces else scores
+    scores = omar.PUBLISHED_SCORES[env_id] if forces else (own["random_score"], own["expert_score"])
     assert (facts["random_score"], facts["expert_score"]) == scores
     assert json.loads(facts["behaviour"])["training"] == own["training"]
     assert json.loads(facts["versions"]).keys() == {"torch", "numpy", "h5py", "mujoco"}
@@ -226,12 +226,14 @@ def wrong_rows(dataset: Dataset) -> float:
 
 
 @pytest.mark.parametrize(("env_id", "kind", "quality"), EACH)
-def test_logged_rows_are_transitions_of_the_worlds(logged, env_id, kind, quality):
+def test_logged_rows_are_transitions_of_the_worlds(logged, env_id, kind, quality, monkeypatch):
     """And whole episodes are those of the worlds to the last bit, from the seed of the first chunk alone."""
     dataset, seed = logged(env_id, kind, quality), int(np.random.SeedSequence([0, 0]).generate_state(1)[0])
     assert wrong_rows(dataset) <= (1e-4 if kind == "discrete" else 1e-3)
-    medium = json.loads(dataset.facts["behaviour"])["medium_iterate"]
-    count = plan(quality, len(dataset.actions), medium, 50_000 // dataset.actions.shape[1])[0][1]
+    monkeypatch.setattr(datasets, "SAME_PLACE", 1e-6)
+    datasets.check_physics("these", dataset, env_id)
+    weights = json.loads(dataset.facts["behaviour"])["weights"]
+    count = plan(quality, len(dataset.actions), weights, 50_000 // dataset.actions.shape[1])[0][1]
     env = make_env(env_id, count, seed=seed, action_kind=kind)
     assert torch.equal(env.reset(), dataset.observations[:count, 0])
     for t in range(env.horizon):
@@ -298,8 +300,8 @@ def surprise(dataset: Dataset, players: list[tuple[int, int]]) -> float:
 @pytest.mark.parametrize(("env_id", "kind", "quality"), [each for each in EACH if each[2] != "random"])
 def test_actions_are_samples_of_the_planned_policies(logged, env_id, kind, quality):
     dataset = logged(env_id, kind, quality)
-    medium = load_policies(env_id, action_kind=kind).facts["medium_iterate"]
-    players = plan(quality, len(dataset.actions), medium, 2000)
+    weights = load_policies(env_id, action_kind=kind).facts["weights"]
+    players = plan(quality, len(dataset.actions), weights, 2000)
     assert surprise(dataset, players) < 4.5
     for name, mistake in TABLE["players"].items():
         assert surprise(*mistake(dataset, players)) > 6, name
@@ -319,14 +321,22 @@ def test_random_actions_are_uniform_and_independent(logged, env_id, kind):
     assert max(correlation.abs().max(), steps.abs().max()) < 5.5 / np.sqrt(len(rows))
 
 
-@pytest.mark.parametrize(("env_id", "kind"), [task for task in ALL if task[0] in ENV_IDS])
-def test_scores_of_the_qualities(logged, env_id, kind):
-    score = {q: logged(env_id, kind, q).facts["data_score"] for q in QUALITIES}
-    facts, own = logged(env_id, kind, "random").facts, load_policies(env_id, action_kind=kind).facts
-    for quality in ("random", "medium", "expert"):  # as measured when policies were made
-        assert abs(score[quality] - normalise(own[f"{quality}_score"], facts)) < 4
-    assert score["random"] + 3 < score["medium-replay"] < score["medium"] - 3 < score["expert"] - 20
-    assert abs(score["random"]) < 3, "uniform play scores 0 in the published worlds too"
+@pytest.mark.parametrize(("env_id", "kind", "quality"), [each for each in EACH if each[0] != CHEETAH])
+def test_qualities_are_like_the_papers(logged, env_id, kind, quality):
+    """Mean and deviation of the return, in the published unit and up to chance, are those of the paper's:
+    the mean within 3 points of 100, an expert's on tag and world within a tenth; of forces the
+    deviation within a quarter. Medium data of spread vary less: there no iterates near that level vary as
+    much."""
+    dataset, card = logged(env_id, kind, quality), omar.PUBLISHED_CARDS[env_id][quality]
+    low, high = omar.PUBLISHED_SCORES[env_id]
+    returns = dataset.rewards.double().mean(-1).sum(-1)
+    returns = low + normalise(returns, dataset.facts) * (high - low) / 100
+    error = returns.std() / len(returns) ** 0.5
+    allowed = 0.1 * card.mean if quality == "expert" and env_id != SPREAD else 0.03 * (high - low)
+    assert abs(returns.mean() - card.mean) < allowed + 2 * error
+    if kind == "continuous":
+        narrower = (env_id, quality) == (SPREAD, "medium")
+        assert returns.std() == pytest.approx(card.deviation, rel=0.3 if narrower else 0.25)
 
 
 def test_return_and_score_by_hand():
@@ -337,20 +347,24 @@ def test_return_and_score_by_hand():
 
 
 @repeatable
-@given(st.sampled_from(QUALITIES), st.integers(1, 9000), st.integers(0, 40))
-@example("medium-replay", 3, 40)  # fewer episodes than iterates
-@example("medium-replay", 9000, 0)
-@example("expert", 2000, 5)
-def test_plan_is_complete_even_and_in_order(quality, episodes, medium):
-    chunks = plan(quality, episodes, medium, 2000)
+@given(
+    st.sampled_from(QUALITIES),
+    st.integers(1, 9000),
+    st.lists(st.floats(0, 1), max_size=40).map(lambda x: [*x, 1]),
+)
+@example("medium-replay", 3, [1] * 40)  # fewer episodes than iterates
+@example("medium", 9000, [0, 0, 1, 0])
+@example("expert", 2000, [1] * 5)
+def test_plan_is_complete_in_order_and_follows_the_weights(quality, episodes, weights):
+    chunks = plan(quality, episodes, {name: weights for name in ("medium-replay", "medium")}, 2000)
     assert sum(count for _, count in chunks) == episodes and all(0 < count <= 2000 for _, count in chunks)
     players = [player for player, _ in chunks]
-    if quality != "medium-replay":
-        assert set(players) == {{"random": None, "medium": medium, "expert": -1}[quality]}
+    if quality in ("random", "expert"):
+        assert set(players) == {dict(random=None, expert=-1)[quality]}
         return
     assert players == sorted(players)
-    shares = [sum(count for player, count in chunks if player == i) for i in range(medium + 1)]
-    assert max(shares) - min(shares) <= 1
+    shares = [sum(count for player, count in chunks if player == i) for i in range(len(weights))]
+    assert shares == pytest.approx(episodes * np.array(weights) / sum(weights), abs=1.001)
 
 
 # ------------------------------------------------------------------------------- complete files or none
@@ -424,6 +438,22 @@ def valid(folder):
     return make
 
 
+def of_mpe2(observations):
+    """Observations like these of the library's own world, in which positions move by the old velocity."""
+    env = simple_spread_v3.parallel_env(N=3, max_cycles=25)
+    for episode in observations:
+        seen = [env.reset(seed=1)[0]]
+        seen += [env.step({name: step % 5 for name in env.agents})[0] for step in range(25)]
+        episode[:] = [list(at.values()) for at in seen]
+    return observations
+
+
+EITHER_KIND = [
+    (poke("timeouts", (1, 3), True), "timeouts[1, 3] is True inside an episode: it was cut there, or glued"),
+    (poke("observations", (2, 1, 0, 5), 2e6), "observations[2, 1, 0, 5] is larger than anything"),
+    (put("observations", of_mpe2), "is not data of simple_spread as the paper has it"),
+    (put("observations", lambda a: a[:, ::-1]), "is not data of simple_spread as the paper has it"),
+]
 # What is done to a valid file of 4 episodes of spread, and the words that the complaint must contain.
 BAD_FILES = [
     (lambda f: f.clear(), "lacks observations, actions, rewards, terminals"),
@@ -435,7 +465,9 @@ BAD_FILES = [
     (attribute("dependence", np.nan), "attribute dependence must be a number that"),
     (attribute("dependence_error", -1), "attribute dependence_error must be a number that"),
     (attribute("predictability", "x"), "attribute predictability must be a number that"),
-    (lambda f: f.attrs.update(random_score=7, expert_score=7.0), "equals expert_score"),
+    (attribute("quality", ["medium"]), "lacks attribute quality"),
+    (lambda f: f.attrs.update(random_score=7, expert_score=7.0), "7 is not below expert_score 7.0"),
+    (lambda f: f.attrs.update(random_score=500, expert_score=7), "500 is not below expert_score 7"),
     (attribute("env_id", "simple_tag"), "data of simple_tag, not of simple_spread"),
     (attribute("action_kind", "continuous"), "use spacql_continuous.py"),
     (attribute("action_kind", "telepathic"), "telepathic actions, not discrete ones"),
@@ -453,10 +485,14 @@ BAD_FILES = [
     (poke("terminals", (2, 7), True), "terminals[2, 7] is True"),
     (poke("observations", (0, 25, 2, 17), np.nan), "observations[0, 25, 2, 17] is not finite"),
     (put("rewards", lambda a: a.astype("f8") + [0, 1e300, 0]), "rewards[0, 0, 1] is not finite"),
+    (put("rewards", lambda a: a > 0), "rewards must be numbers, not bool"),
+    (poke("rewards", (3, 1, 2), -2e6), "rewards[3, 1, 2] is larger than anything"),
+    *EITHER_KIND,
 ]
 # The same of files of continuous actions, with the task.
 BAD_CONTINUOUS_FILES = [
-    (SPREAD, poke("actions", (1, 2, 0, 1), 1 + 1e-6), "actions[1, 2, 0, 1] is not in [-1, 1]"),
+    *((SPREAD, *case) for case in EITHER_KIND),
+    (SPREAD, poke("actions", (1, 2, 0, 1), 1.002), "actions[1, 2, 0, 1] is not in [-1, 1]"),
     (SPREAD, put("actions", lambda a: a.astype("i1")), "must be floats, not int8"),
     (SPREAD, put("actions", lambda a: a.reshape(4, 25, 6)), "must have shape (4, 25, 3, 2)"),
     (SPREAD, attribute("action_kind", "discrete"), "not continuous ones; use spacql.py"),
@@ -482,6 +518,58 @@ def test_bad_file_is_refused(kind, env_id, edit, words, valid, tmp_path):
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == before
 
 
+# What does not matter: what is done to a file, and how what is read differs.
+GOOD_FILES = [
+    ("discrete", lambda f: None, {}),
+    ("discrete", put("terminals", lambda a: a | (np.arange(25) == 24)), {}),
+    ("discrete", lambda f: f.pop("timeouts"), {}),
+    ("discrete", put("rewards", lambda a: a.astype("i2")), dict(rewards=torch.Tensor.trunc)),
+    ("discrete", lambda f: f.attrs.update(seed=[1, 2], who=["a", "b"], where=h5py.Empty("f4")), {}),
+    ("continuous", put("actions", lambda a: a * 0 + 1.0009), dict(actions=torch.ones_like)),
+]
+
+
+@pytest.mark.parametrize(("kind", "edit", "differ"), GOOD_FILES)
+def test_harmless_file_is_read_and_has_a_hash_of_its_numbers(kind, edit, differ, valid, tmp_path):
+    path = tmp_path / "good.h5"
+    path.write_bytes(valid(SPREAD, kind).read_bytes())
+    whole = load_dataset(SPREAD, str(path), action_kind=kind)
+    with h5py.File(path, "r+") as file:
+        edit(file)
+    found = load_dataset(SPREAD, str(path), action_kind=kind)
+    for name, array in arrays_of(whole).items():
+        assert torch.equal(getattr(found, name), differ.get(name, lambda x: x)(array)), name
+    assert (found.facts["hash"] == whole.facts["hash"]) == (differ == {})
+    assert found.facts.keys() <= whole.facts.keys()
+
+
+@pytest.mark.parametrize("name", ["observations", "actions", "rewards"])
+def test_one_other_number_has_another_hash(name, logged):
+    dataset = logged(SPREAD, "continuous", "medium")
+    changed = getattr(dataset, name).clone()
+    changed.view(-1)[-1] += 1e-3
+    hashes = {
+        datasets.fingerprint(replace(dataset, **{name: x})) for x in (changed, getattr(dataset, name).clone())
+    }
+    assert len(hashes) == 2 and dataset.facts["hash"] in hashes
+
+
+def test_locked_foreign_and_damaged_simulated_files_are_told_apart(valid, tmp_path):
+    path, small = tmp_path / "mine.h5", valid(SPREAD, "discrete")
+    path.write_bytes(small.read_bytes())
+    with path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "is locked: another program" in one_line(lambda: load_dataset(SPREAD, str(path)))
+    path.write_text("a,b\n1,2\n" * 99)
+    assert "is no HDF5 file" in one_line(lambda: load_dataset(SPREAD, str(path)))
+    load(SPREAD, "discrete", "random", 5, 0, tmp_path / "simulated")
+    (path,) = (tmp_path / "simulated").iterdir()
+    for damage in (lambda whole: whole[:-2000], lambda whole: whole[9:]):
+        path.write_bytes(damage(path.read_bytes()))
+        said = one_line(lambda: load(SPREAD, "discrete", "random", 5, 0, tmp_path / "simulated"))
+        assert said.endswith("; delete it to simulate it anew") and str(path) in said
+
+
 @repeatable
 @given(share=st.floats(0, 1, exclude_max=True), noise=st.binary(max_size=3000), signature=st.booleans())
 @example(share=0.0, noise=b"", signature=False)
@@ -490,7 +578,8 @@ def test_truncated_file_and_random_bytes_are_refused(share, noise, signature, va
     whole, path = valid(SPREAD, "discrete").read_bytes(), tmp_path_factory.getbasetemp() / "cut.h5"
     for content in (whole[: int(share * len(whole))], b"\x89HDF\r\n\x1a\n" * signature + noise):
         path.write_bytes(content)
-        assert f"cannot read {path} as HDF5 (truncated" in one_line(lambda: load_dataset(SPREAD, str(path)))
+        said = one_line(lambda: load_dataset(SPREAD, str(path)))
+        assert f"cannot read {path} as HDF5 (truncated" in said or f"{path} is no HDF5 file" in said
 
 
 def test_damaged_headers_are_refused_or_harmless(valid, tmp_path):
@@ -513,7 +602,7 @@ BAD_CALLS = [
     (("simple_tag", "meduim"), "unknown dataset 'meduim'", "did you mean 'medium'"),
     (("simple_tag", "{}/nothing.h5"), "no dataset file", "nothing.h5"),
     (("simple_tag", "{}"), "is a folder", "{}"),
-    (("simple_tag", "{}/text"), "cannot read", "text"),
+    (("simple_tag", "{}/text"), "is no HDF5 file", "text"),
     (("simple_tag", "medium", 24), "size 24", "25"),
     (("simple_tag", "medium", 100, -1), "seed -1", "negative"),
     ((CHEETAH, "medium", 29, 0, "{}/d", "continuous"), "size 29 is less", "of 30"),
@@ -540,7 +629,7 @@ def test_own_data_of_other_sizes_are_accepted(num, horizon, kind, tmp_path, vali
     """People may bring data of 3 to 10 agents, other horizons and other precisions."""
     dim = 4 + 2 * num + 4 * (num - 1)
     with h5py.File(tmp_path / "own.hdf5", "w") as file, h5py.File(valid(SPREAD, "discrete")) as old:
-        file["observations"] = np.ones((2, horizon + 1, num, dim), kind)
+        file["observations"] = np.zeros((2, horizon + 1, num, dim), kind)
         file["actions"] = np.full((2, horizon, num), 4, "u2")
         file["rewards"] = np.ones((2, horizon, num), kind)
         file["terminals"] = np.zeros((2, horizon), "u1")

@@ -181,8 +181,7 @@ def test_teams_have_conventions_of_their_own():
 
 
 def test_training_writes_teams_that_load(tmp_path, monkeypatch):
-    monkeypatch.setattr(behaviour, "SCORE_EPISODES", 50)
-    small = lambda env_id: behaviour.Args(env_id, iterations=2, num_worlds=8)  # noqa: E731
+    small = lambda env_id: behaviour.Args(env_id, iterations=2, num_worlds=8, score_episodes=50)  # noqa: E731
     monkeypatch.setattr(mixes, "default_args", small)
     mixes.main(["--seeds", "5", "6", "7", "--out", str(tmp_path)])
     assert os.listdir(tmp_path) == ["simple_spread-discrete-teams.npz"]
@@ -361,8 +360,8 @@ def test_dependence_of_a_file_without_it_is_measured_at_load(tmp_path):
 
 def test_strong_dependence_is_warned_about():
     def told(dependence, error=0.001):
-        facts = dict(data_score=50.0, dependence=dependence, dependence_error=error)
+        facts = dict(data_score=50.0, dependence=dependence, dependence_error=error, hash="0123abcd")
         return describe(SimpleNamespace(facts=facts))
 
     assert "warning" in told(datasets.STRONG_DEPENDENCE + 0.01) and "warning" not in told(0.0)
-    assert "not known" in told(0.0, math.inf)
+    assert "not known" in told(0.0, math.inf) and told(0.0).startswith("data 0123abcd, mean score 50.0")
