@@ -138,7 +138,7 @@ def test_ppo_raises_the_return(kind, monkeypatch):
     )
     gained = behaviour.play(judge, iterates[-1][1], 5).mean() - behaviour.play(judge, None, 5).mean()
     returns = torch.stack([returns.mean() for returns, _ in iterates[:-1]])
-    print("GAIN", kind, gained, returns[-5:].mean() - returns[:5].mean())
+
     assert gained > 10 < returns[-5:].mean() - returns[:5].mean() and len(returns) == 30
 
 
@@ -149,7 +149,7 @@ def test_shipped_policies_are_good_enough(env_id, kind):
     facts = policies.facts
     gain = facts["expert_score"] - facts["random_score"]
     assert gain > dict(simple_spread=300, simple_tag=60, simple_world=25).get(env_id, 2500)
-    assert len(policies.iterates) == len(facts["kept_iterations"]) <= 101 and path.stat().st_size < 3e6
+    assert len(policies.iterates) == len(facts["kept_iterations"]) <= 101 and path.stat().st_size < 3.5e6
     obs = make_env(env_id, 20, seed=1, action_kind=kind).reset().transpose(0, 1)
     assert mlp(policies.iterates[0][:6], obs).abs().max() < 0.3, "the first iterate plays almost uniformly"
 

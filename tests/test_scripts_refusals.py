@@ -19,6 +19,8 @@ import torch
 from common import Trap, differences, load, one_script, rejects, tree
 
 from data.datasets import load_dataset
+from data.export import write_prey
+from envs.shipped import POLICY_DIR, load_policies
 from utils import runs
 from utils.errors import InputError
 from utils.files import run_script
@@ -102,8 +104,12 @@ OF_KIND = {
         "--output-l2 -1": "--output-l2 -1.0 is out of range",
         "--entropy-coef 1": "Unrecognized options: --entropy-coef, 1",
         "--env-id HalfCheetah": "did you mean 'HalfCheetah-2x3'?",
-        "--prey file": "--prey is for OMAR folders of simple_tag and simple_world",
+        "--prey file": "--prey is for simple_tag and simple_world",
         "--env-id simple_tag --dataset folder --prey none.pt": "--prey: no file none.pt",
+        "--env-id simple_tag --dataset random --prey damaged.h5": "cannot read damaged.h5 as the prey",
+        "--env-id simple_tag --prey {prey}": "of medium data know another prey: python -m data.behaviour",
+        "--env-id simple_tag --prey {prey} --policies {shipped}": "give them or --prey, not both",
+        "--policies folder": "no policy file folder/simple_spread-continuous.npz",
         "--env-id simple_tag --dataset gone/medium": "no dataset gone/medium, and so no prey",
         "--dataset folder": "folder",
         "--dataset other.h5": "holds discrete actions, not continuous ones; use spacql.py",
@@ -138,7 +144,9 @@ def test_bad_flags_are_refused(script, trained, tmp_path_factory):
     Path("file").write_text("a regular file")
     Path("damaged.h5").write_bytes(b"\x89HDF\r\n\x1a\nand so on")
     Path("folder").mkdir()
+    write_prey(Path("prey.pt"), load_policies("simple_tag", action_kind="continuous").prey)
     names = dict(sister=trained[sister], tasks=", ".join(script.module.TASKS))
+    names |= dict(prey="prey.pt", shipped=POLICY_DIR)
     of_flags = BAD_FLAGS | OF_KIND[script.kind]
     cases = {(*script.small, *flags.split()): words for flags, words in of_flags.items()}
     cases |= {("--resume", str(trained[script.kind]), *flags.split()): RESUMED[flags] for flags in RESUMED}

@@ -31,7 +31,8 @@ from utils.errors import InputError
 pytestmark = [pytest.mark.usefixtures("elsewhere"), pytest.mark.filterwarnings("error")]
 KEYS = (
     "folder env_id dataset backup penalty actor_others clone_weight num_critics learning_rate cql_alpha"
-    " rounds seeds scores score_mean score_std best_mean data_score k_eff weights eval_seconds wall_s device"
+    " rounds seeds scores score_mean score_std best_mean data_score data_hash k_eff weights eval_seconds"
+    " wall_s device"
 ).split()
 NAME = "simple_spread__medium__spacql-cfcql-3critics__seed{}x{}"
 CHANGING = ("folder", "eval_seconds", "wall_s")  # what differs between equal runs
@@ -56,7 +57,8 @@ def test_the_summary_says_what_was_run(script, finished):
     assert summary["seeds"] == [7, 8] and len(summary["scores"]) == 2 and summary["device"] == "cpu"
     first, second = summary["eval_seconds"]
     assert 0 < first < second <= summary["wall_s"] + 0.1
-    assert f"{folder}: mean score of the data" in told and "100%" in told and "arning" not in told
+    assert f"{folder}: data {summary['data_hash']}, mean score" in told and "100%" in told
+    assert "arning" not in told
 
 
 def test_the_run_folder_holds_everything(script, finished):
@@ -73,6 +75,7 @@ def test_the_run_folder_holds_everything(script, finished):
     assert sorted(kept) == sorted(["returns", "args", "summary", *(f"history_{name}" for name in history)])
     assert json.loads(str(kept["args"])) == args and json.loads(str(kept["summary"])) == summary
     assert kept["returns"].shape == (2, 5 * 8)
+    assert summary["data_hash"] == saved["facts"]["hash"] and len(summary["data_hash"]) == 8
     near = partial(pytest.approx, abs=0.006)  # what is printed has two decimals
     scores = [mean_score(returns, saved["facts"]) for returns in kept["returns"]]
     assert scores == near(summary["scores"]) and np.std(scores) > 0.01, "each seed has an actor of its own"
@@ -170,8 +173,9 @@ def test_the_sisters_share_tables_and_flags():
     for env_id in ("simple_spread", "simple_tag", "simple_world"):
         for table in ("CQL_ALPHA", "PAPER_SIZE"):
             assert getattr(modules[0], table)[env_id] == getattr(modules[1], table)[env_id]
+    own = ("prey", "policies", "entropy_coef", "output_l2")
     flags = [[field.name for field in fields(module.Args)] for module in modules]
-    same = [[name for name in names if name not in ("prey", "entropy_coef", "output_l2")] for names in flags]
+    same = [[name for name in names if name not in own] for names in flags]
     assert same[0] == same[1], "in the same order"
 
 
@@ -216,8 +220,10 @@ def test_five_agents_and_short_episodes_are_trained_on(script, run):
     """People may bring their own data, of a quality without a default alpha."""
     rng = np.random.default_rng(0)
     actions = dict(discrete=rng.integers(5, size=(20, 8, 5)), continuous=rng.uniform(-1, 1, (20, 8, 5, 2)))
+    observations = rng.uniform(-1, 1, (20, 9, 5, 30))
+    observations[..., 2:4] = np.cumsum(0.1 * observations[..., :2], axis=1)  # places follow velocities
     with h5py.File("five.h5", "w") as file:
-        file["observations"], file["actions"] = rng.uniform(-1, 1, (20, 9, 5, 30)), actions[script.kind]
+        file["observations"], file["actions"] = observations, actions[script.kind]
         file["rewards"], file["terminals"] = rng.normal(size=(20, 8, 5)), np.zeros((20, 8), bool)
         facts = dict(env_id="simple_spread", quality="mine", random_score=0.0, expert_score=1.0)
         file.attrs.update(facts, action_kind=script.kind)
