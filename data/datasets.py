@@ -119,6 +119,8 @@ def load_dataset(
     check_choice("env-id", env_id, ENV_IDS_OF_KIND[action_kind])
     if prey and policies:
         raise InputError("--policies have a prey of their own: give them or --prey, not both")
+    if prey and not Path(prey).is_file():
+        raise InputError(f"--prey: no file {prey}")
     name, path = simulated_name(env_id, dataset), Path(dataset)
     if name is not None:
         size = default_size(env_id, dataset) if size is None else size

@@ -609,6 +609,8 @@ BAD_CALLS = [
     (("simple_tag", "{}", 100, 0, "{}/d", "continuous"), "is not an OMAR folder of simple_tag"),
     ((SPREAD, "mix", 100, 0, "{}/d", "continuous"), "mixes of teams are of discrete actions: use spacql.py"),
     (("two_doors", "mix", 100, 0, "{}/d", "continuous"), "unknown env-id 'two_doors'"),
+    (("simple_tag", "random", 100, 0, "{}/d", "continuous", "{}/none.pt"), "--prey: no file {}/none.pt"),
+    ((SPREAD, "random", 100, 0, "{}/d", "continuous", None, "{}"), "no policy file {}/simple_spread-cont"),
 ]
 
 

@@ -208,6 +208,13 @@ def test_policies_are_trained_against_another_prey_and_read(tmp_path, monkeypatc
     write_prey(prey, init_mlp(1, (14, 64, 64, 2), generator(5)))
     monkeypatch.setattr(mixes, "UPDATES", 2)
     flags = ("--iterations", 2, "--num-worlds", 4, "--value-iterations", 0)
+    for env_id, file, words in (
+        ("simple_tag", tmp_path / "none.pt", "none.pt as the prey of simple_tag"),
+        ("simple_world", prey, "must be floats of shape (22,), not (14,)"),
+        ("simple_spread", prey, "unknown env-id of a task with prey 'simple_spread'"),
+    ):
+        call = lambda env_id=env_id, file=file: make(out, env_id, "continuous", "--prey", file)  # noqa: E731
+        assert words in one_line(call) and os.listdir(out) == []
     make(out, "simple_tag", "continuous", "--prey", prey, *flags)
     own = load_policies("simple_tag", folder=out, action_kind="continuous")
     assert all(map(torch.equal, own.prey, load_prey(prey, "simple_tag")))
