@@ -18,8 +18,7 @@ import torch
 
 import spacql
 import spacql_continuous
-from experiments.plan import TOP
-from utils.files import atomic, current_commit, parse, run_script, say
+from utils.files import TOP, atomic, current_commit, parse, run_script, say
 
 PARTS = {"target": spacql.CRITIC_UPDATES, "critics": spacql.CRITIC_UPDATES, "actors": 1}  # times in a round
 DEFAULT = dict(seeds=1, critics=10, agents=3, batch=256, penalty_agents=1)

@@ -11,8 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 import spacql
-from experiments.plan import TOP
-from utils.files import atomic
+from utils.files import TOP, atomic
 
 GREY, BLUE, ORANGE, GREEN = "#8c8c8c", "#0072b2", "#d55e00", "#009e73"  # of Okabe and Ito's palette
 # The example of the figure: three agents with five actions each, alike; the policy prefers what is rare in

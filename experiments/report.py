@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 
 from experiments import claims, plan
 from experiments.claims import CLAIMS, FEWEST, PUBLISHED, TASKS, Scores, difference, iqm_interval
-from experiments.plan import KEYS, METHODS, NARROW, QUALITIES, TOP, WIDE, Cell, missing_jobs, planned_cells
+from experiments.plan import KEYS, METHODS, NARROW, QUALITIES, WIDE, Cell, missing_jobs, planned_cells
 from utils.errors import InputError
-from utils.files import atomic, parse, run_script, say
+from utils.files import TOP, atomic, parse, run_script, say
 
 RUNS_CSV, CURVES_CSV, DEPENDENCE_CSV = "csv/runs.csv", "csv/curves.csv", "csv/dependence.csv"
 DATA_SCORES = {  # mean scores of the datasets that the runs learnt from, by QUALITIES

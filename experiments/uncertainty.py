@@ -32,9 +32,8 @@ from tqdm import tqdm
 import spacql
 from data.datasets import load_dataset, simulated_name
 from experiments.enjoy import load_team
-from experiments.plan import TOP
 from utils.errors import InputError
-from utils.files import atomic, parse, run_script
+from utils.files import TOP, atomic, parse, run_script
 
 OUT = TOP / "results" / "csv" / "uncertainty.csv"
 FRESH_SEED, FRESH_SIZE, STATES = 10_000, 200_000, 4000  # added to the data's; transitions; looked at

@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -502,7 +501,7 @@ def test_quick_cells_end_to_end(tmp_path, data_dir, monkeypatch, quickly):
 
     monkeypatch.setattr(plan, "PLAN", tuple([cell] for cell in cells))
     monkeypatch.setattr(plan, "QUICK_FLAGS", flags)
-    monkeypatch.setattr(run, "code_commit", lambda: "abc1234")
+    monkeypatch.setattr(run, "current_commit", lambda: "abc1234")
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=in_process, DEVNULL=None))
     monkeypatch.setattr(run_folders, "plot_history", lambda path, *_: path.touch())
     for grid in claims.TASKS:  # few panels: drawing takes seconds
@@ -521,23 +520,6 @@ def test_quick_cells_end_to_end(tmp_path, data_dir, monkeypatch, quickly):
     text = (out / "tables.md").read_text()
     assert text.endswith("\nNothing: all 4 cells are done.\n") and "| 4 (batch 32) |" in text
     assert min((out / name).stat().st_size for name in ("weights.png", "scores.png")) > 10_000
-
-
-def test_code_commit(tmp_path, monkeypatch):
-    """Changed code makes a commit dirty; results that grow, and texts, do not."""
-    monkeypatch.setattr(run, "TOP", tmp_path)
-    assert run.code_commit() == "unknown"
-    (tmp_path / "results").mkdir()
-    commits, names = [], ("code.py", "README.md", "results/runs.csv")
-    for changed in (names, names[1:], names[:1]):
-        for name in changed:
-            (tmp_path / name).write_text(f"version {len(commits)}")
-        if not commits:
-            me = "-c user.name=x -c user.email=x -c commit.gpgsign=false"
-            for words in ("init -q", "add .", f"{me} commit -qm x"):
-                subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
-        commits.append(run.code_commit())
-    assert re.fullmatch("[0-9a-f]{7,}", commits[0]) and commits[1:] == [commits[0], f"{commits[0]}-dirty"]
 
 
 # ------ the report
