@@ -27,7 +27,7 @@ from torch import nn
 import spacql
 from data.datasets import load_dataset
 from envs import make_env
-from experiments import bc, benchmark, enjoy, films, pictures, uncertainty
+from experiments import bc, benchmark, enjoy, films, uncertainty
 from experiments.plan import TOP
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -168,21 +168,6 @@ def test_gif_shows_every_moment_of_every_team(tmp_path):
             gif.seek(i)
             times.append(gif.info["duration"])
     assert times == [films.STEP_MS, films.PAUSE_MS] * 2
-
-
-# ------ pictures
-
-
-def test_each_replaced_agent_costs_what_the_figure_says(tmp_path):
-    """And the figure is drawn as it is committed."""
-    random = np.random.default_rng(0)
-    for k, shown in enumerate(["0.04", "0.005", "0.0006", "7e-05"]):
-        sampled = np.concatenate([pictures.surprise(k, random) for _ in range(50)])
-        mean = pictures.mean_surprise(k)
-        assert f"{10.0**-mean:.1g}" == shown and abs(sampled.mean() - mean) < 5 * sampled.std() / 6000**0.5
-    pictures.draw_idea(tmp_path / "idea.png")
-    drawn, committed = (np.asarray(Image.open(f / "idea.png")) for f in (tmp_path, TOP / "results"))
-    assert (drawn == committed).mean() > 0.99
 
 
 # ------ detectors: what is measured
