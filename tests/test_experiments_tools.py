@@ -24,11 +24,11 @@ from mutants_tools import MUTANTS
 from PIL import Image
 from torch import nn
 
-import spacql
+from data import mixes
 from data.datasets import load_dataset
 from envs import make_env
 from experiments import bc, benchmark, enjoy, films, uncertainty
-from experiments.plan import TOP
+from utils.files import TOP
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 NUM, STATE = 3, 4  # agents, numbers of a state
@@ -218,23 +218,12 @@ def check_model(surprise):
     close(total, 1.0, 1e-4)
 
 
-def test_the_model_of_the_behaviour_knows_the_habits(monkeypatch):
-    monkeypatch.setattr(uncertainty, "STEPS", 200)
-    torch.manual_seed(0)
-    model = uncertainty.fit_behaviour(*habits(8000, 0), 5)
-    right = partial(lambda state, choices: uncertainty.surprise(model, state, choices, 5))
+def test_the_model_of_the_behaviour_knows_the_habits():
+    model = mixes.fit(*habits(8000, 0), 5, seed=0)
+    right = partial(uncertainty.surprise, model)
     check_model(right)
     for wrong in MUTANTS["the model of the behaviour knows the habits"].values():
         rejects(check_model, partial(wrong, right))
-
-
-def test_numbers_in_bins():
-    """Equal bins from -1 to 1, both ends included; discrete actions are what they are."""
-    numbers, edges = torch.linspace(-1, 1, 100), [-1 + 2 * b / 7 for b in range(1, 7)]
-    choices, values = uncertainty.as_choices(SCRIPTS[1].module, numbers.view(50, 1, 2))
-    assert choices.flatten().tolist() == [sum(float(x) >= edge for edge in edges) for x in numbers]
-    actions = torch.randint(5, (6, NUM), generator=generator(0))
-    assert torch.equal(uncertainty.as_choices(spacql, spacql.one_hot(actions))[0], actions) and values == 7
 
 
 def check_distance(measure, seed=0, known=9, batch=4, width=2):
@@ -271,8 +260,10 @@ def check_estimates(estimate, script):
     """By loops over members, states and sizes; the other two as of single rows."""
     q, state, joint = normal(0, 2, 4, 6, 3), normal(1, 2, 6, STATE), script.actions(2, 2, 6, 3, NUM)
     pairs = normal(3, 5, STATE), normal(4, 5, NUM * script.dim)
-    rows, values = uncertainty.as_choices(script.module, joint.flatten(0, 2))
-    model = nn.Linear(STATE, rows.shape[1] * values).double().requires_grad_(False)
+    as_integers = partial(uncertainty.as_integers, script.module)
+    rows, values = as_integers(joint.flatten(0, 2))
+    model = mixes.fit(normal(5, *rows.shape[:1], STATE).float(), rows, values, seed=0)
+    model = [[p.detach().double() for p in params] for params in model]
     found = estimate(script.module, q, model, pairs, state, joint)
     for s, b, k in indices(2, 6, 3):
         members = [float(q[s, e, b, k]) for e in range(4)]
@@ -282,7 +273,9 @@ def check_estimates(estimate, script):
             std=np.std(members),
             range=max(members) - min(members),
             relative=np.std(changes),
-            likelihood=float(uncertainty.surprise(model, own, *uncertainty.as_choices(script.module, row))),
+            likelihood=float(
+                uncertainty.surprise(model, own, uncertainty.as_integers(script.module, row)[0])
+            ),
             neighbour=float(uncertainty.distance(pairs, own, row.flatten(1))),
         )
         assert {name: float(u[s, b, k]) for name, u in found.items()} == pytest.approx(expected, abs=1e-6)
@@ -291,7 +284,7 @@ def check_estimates(estimate, script):
 @pytest.fixture
 def small_study(monkeypatch, data_dir, tmp_path):
     """Few steps, pairs and states."""
-    small = dict(STEPS=20, PAIRS=64, STATES=40, FRESH_SIZE=500, OUT=tmp_path / "u.csv")
+    small = dict(PAIRS=64, STATES=40, FRESH_SIZE=500, OUT=tmp_path / "u.csv")
     for name, value in small.items():
         monkeypatch.setattr(uncertainty, name, value)
 
