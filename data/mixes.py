@@ -202,10 +202,16 @@ def look_at(dataset) -> tuple[torch.Tensor, torch.Tensor, int]:
     states, actions = observations[:, ::every].flatten(2), actions[:, ::every]
     std, mean = torch.std_mean(states, dim=(0, 1), correction=0)
     states = (states - mean) / torch.where(std < 1e-6, 1.0, std)
+    return states, *as_integers(actions)
+
+
+def as_integers(actions) -> tuple[torch.Tensor, int]:
+    """Actions [..., N], or [..., N, A] with each number put into one of three bins, as integers [..., N]
+    below the number that is returned second."""
     if not actions.is_floating_point():
-        return states, actions, NUM_ACTIONS
-    bins = torch.bucketize(actions.contiguous(), BIN_EDGES)  # [E, T, N, A]
-    return states, (bins * 3 ** torch.arange(actions.shape[-1])).sum(-1), 3 ** actions.shape[-1]
+        return actions, NUM_ACTIONS
+    bins = torch.bucketize(actions.contiguous(), BIN_EDGES)  # [..., N, A]
+    return (bins * 3 ** torch.arange(actions.shape[-1])).sum(-1), 3 ** actions.shape[-1]
 
 
 def log_mixture(model, states, actions) -> tuple[torch.Tensor, torch.Tensor]:

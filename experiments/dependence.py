@@ -9,9 +9,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from data.datasets import MEASURED, load_dataset
-from experiments.plan import CHEETAH, SCRIPTS, TOP, planned_cells
+from experiments.plan import CHEETAH, SCRIPTS, planned_cells
 from experiments.report import DEPENDENCE_CSV, read_csv
-from utils.files import atomic, run_script
+from utils.files import TOP, atomic, run_script
 
 OUT = TOP / "results" / DEPENDENCE_CSV
 SIZE = 200_000  # transitions of each dataset

@@ -97,7 +97,7 @@ def film_teams(folder: Path, path: Path, learnt_score: float) -> None:
     for name, policy in teams.items():
         returns = script.evaluate(policy, env, 1, script.EVAL_SEED + 1)
         scores[name] = normalise(float(returns.mean()), saved["facts"])
-    learnt = f"learnt from {Path(settings.dataset).stem} data"
+    learnt = f"learnt from {Path(settings.dataset).name} data"
     teams[learnt], scores[learnt] = partial(script.play, first, scale=saved["scale"]), learnt_score
     films = [film(worlds(1), policy, script.EVAL_SEED, FILMED) for policy in teams.values()]
     titles = [f"{name}: {round(score)}" for name, score in scores.items()]  # never -0

@@ -1,4 +1,4 @@
-"""Films of teams on the particle worlds, as GIFs: what enjoy.py and pictures.py share."""
+"""Films of teams on the particle worlds, as GIFs: what enjoy.py makes of a run folder."""
 
 from pathlib import Path
 

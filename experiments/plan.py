@@ -6,13 +6,11 @@ by side. To add experiments, add a block of cells, and its methods to FLAGS; a n
 """
 
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 from utils.errors import InputError
 
 QUALITIES = ("random", "medium-replay", "medium", "expert")  # data/omar.py's, without loading torch for them
-TOP = Path(__file__).resolve().parent.parent  # the repository
 RUNS = "runs/results"  # run folders, below TOP
 
 SCRIPTS = {

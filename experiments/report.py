@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 
 from experiments import claims, plan
 from experiments.claims import CLAIMS, FEWEST, PUBLISHED, TASKS, Scores, difference, iqm_interval
-from experiments.plan import KEYS, METHODS, NARROW, QUALITIES, TOP, WIDE, Cell, missing_jobs, planned_cells
+from experiments.plan import KEYS, METHODS, NARROW, QUALITIES, WIDE, Cell, missing_jobs, planned_cells
 from utils.errors import InputError
-from utils.files import atomic, parse, run_script, say
+from utils.files import TOP, atomic, parse, run_script, say
 
 RUNS_CSV, CURVES_CSV, DEPENDENCE_CSV = "csv/runs.csv", "csv/curves.csv", "csv/dependence.csv"
 DATA_SCORES = {  # mean scores of the datasets that the runs learnt from, by QUALITIES
@@ -109,21 +109,21 @@ def markdown(rows: list[dict]) -> str:
     return re.sub(r"-{3,}", "---", re.sub(r" +\|", " |", table))
 
 
-def in_words(groups: list[list[float]]) -> str:
-    """IQM [low, high], mean of the seeds of one dataset or several; n where it is not 5."""
-    if not groups or not all(groups):
+def in_words(group: list[float]) -> str:
+    """IQM [low, high], mean of the seeds of one dataset; n where it is not 5."""
+    if not group:
         return ""
-    found, sizes = iqm_interval(*groups), sorted({len(group) for group in groups})
+    found = iqm_interval(group)
     text = f"{found.value:.1f}"
     if not np.isnan(found.low):
-        text += f" [{found.low:.1f}, {found.high:.1f}], {np.mean(np.concatenate(groups)):.1f}"
-    return text if sizes == [5] else f"{text} (n = {' to '.join(map(str, sizes[:: len(sizes) - 1 or 1]))})"
+        text += f" [{found.low:.1f}, {found.high:.1f}], {np.mean(group):.1f}"
+    return text if len(group) == 5 else f"{text} (n = {len(group)})"
 
 
-def scores_of(groups: dict[str, list[list[float]]]) -> dict[str, str]:
+def scores_of(groups: dict[str, list[float]]) -> dict[str, str]:
     """Texts of a row's scores by method, the highest one bold if there are two."""
     texts = {method: in_words(group) for method, group in groups.items()}
-    values = {method: claims.iqm(np.concatenate(groups[method])) for method, text in texts.items() if text}
+    values = {method: claims.iqm(groups[method]) for method, text in texts.items() if text}
     if len(values) > 1:
         best = max(values, key=values.get)
         value, _, rest = texts[best].partition(" ")
@@ -132,7 +132,7 @@ def scores_of(groups: dict[str, list[list[float]]]) -> dict[str, str]:
 
 
 def main_table(grid: str, scores: Scores) -> str:
-    """Every dataset and size of the discrete or the continuous grid, and aggregates over the main sizes."""
+    """Every dataset and size of the discrete or the continuous grid."""
     main = {key[1:3] + key[4:] for key in scores.main.values() if key[0] == grid}
     sizes = {key[1:3] + key[4:] for key in scores.rows if key[0] == grid and key[2] in QUALITIES}
 
@@ -144,24 +144,11 @@ def main_table(grid: str, scores: Scores) -> str:
         data = DATA_SCORES[grid, env_id][QUALITIES.index(quality)]
         size = str(rounds) + f" (batch {batch_size})" * (batch_size != 256)
         row = dict(task=env_id, data=f"{quality} ({data})", rounds=size)
-        row |= scores_of({m: [scores.at((grid, env_id, quality, m, rounds, batch_size))] for m in METHODS})
+        row |= scores_of({m: scores.at((grid, env_id, quality, m, rounds, batch_size)) for m in METHODS})
         is_main = (env_id, quality, rounds, batch_size) in main
         row["*published, on OMAR's data*"] = PUBLISHED.get((env_id, quality), "") if is_main else ""
         rows.append(row)
-    for name, qualities in AGGREGATES.items():
-        datasets = []
-        for place in itertools.product([grid], TASKS[grid], qualities):
-            values = [scores.values(place, method) for method in METHODS]
-            seeds = min(map(len, values))
-            if seeds >= FEWEST:  # a dataset weighs the same for every method: as many seeds as each has there
-                datasets.append([group[:seeds] for group in values])
-        if datasets:
-            groups = dict(zip(METHODS, map(list, zip(*datasets, strict=True)), strict=True))
-            rows.append(dict(task=f"{len(datasets)} datasets", data=name, rounds="") | scores_of(groups))
-    return (
-        f"{markdown(rows)}\n\nRows over several datasets have those on which every method has at least "
-        f"{FEWEST} seeds, and of each the first seeds, as many as every method has there."
-    )
+    return markdown(rows)
 
 
 def side_table(grid: str, scores: Scores, dependence: dict) -> str:
@@ -177,7 +164,7 @@ def side_table(grid: str, scores: Scores, dependence: dict) -> str:
         values = {
             m: scores.values((grid, *place), m) or scores.values((main_grid, *place), m) for m in methods
         }
-        rows.append(row | scores_of({method: [group] for method, group in values.items()}))
+        rows.append(row | scores_of(values))
         if grid == "coordination":
             row["dependence, nats"] = f"{dependence[place]:.3f}" if place in dependence else ""
         for first, second in compared:

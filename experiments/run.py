@@ -28,10 +28,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from experiments.plan import KEYS, TOP, Cell, Job, job_named, missing_jobs, planned_cells
+from experiments.plan import KEYS, Cell, Job, job_named, missing_jobs, planned_cells
 from experiments.report import CURVES_CSV, RUNS_CSV, places, read_csv, write_report
 from utils.errors import InputError
-from utils.files import atomic, parse, run_script, say
+from utils.files import TOP, atomic, current_commit, parse, run_script, say
 
 RECORD = "cell.json"  # written last into a run folder: what has it is done
 # The columns of the CSV files; what a method lacks stays empty.
@@ -58,25 +58,13 @@ class Args:
 # ------ a job
 
 
-def code_commit() -> str:
-    """The commit of the code, marked -dirty where code differs from it; results and texts may."""
-    git = ["git", "-C", str(TOP)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-        changes = [*git, "diff", "--name-only", "HEAD", "--", ".", ":!results", ":!*.md"]
-        changed = subprocess.run(changes, capture_output=True).stdout
-    except OSError:  # no git
-        return "unknown"
-    return (head.stdout.strip() or "unknown") + "-dirty" * bool(changed)
-
-
 def run_job(job: Job, runs: Path) -> str | None:
     """Run a job on one core into its folder below `runs`; returns what went wrong, or None. What an
     interrupted one left there goes; all that it says is in a text beside the folder."""
     folder, log = runs / job.name, runs / f"{job.name}.txt"
     shutil.rmtree(folder, ignore_errors=True)
     runs.mkdir(parents=True, exist_ok=True)
-    commit = code_commit()
+    commit = current_commit()
     command = [sys.executable, *shlex.split(job.command())[2:], "--out", str(runs.absolute())]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with open(log, "w") as file:

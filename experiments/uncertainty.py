@@ -2,17 +2,16 @@
 
     python -m experiments.uncertainty runs/NAME ...    # run folders of either script
 
-On fresh transitions (simulated from another seed) the run's own target actors replace k agents of the logged
-next joint action, as in equation (1). The estimates of a joint action a at a state s:
+On fresh transitions the run's target actors replace k agents of the logged next joint action, as in equation
+(1). The estimates of a joint action a at a state s:
     std         deviation over the members of Q_j(s, a): the paper's u_k
     range       the largest member minus the smallest
-    relative    deviation over the members of Q_j(s, a) - Q_j(s, a'), a' the logged joint action
-    likelihood  minus the log-likelihood of a at s, under a model of the behaviour fitted to the data
+    relative    deviation over the members of Q_j(s, a) - Q_j(s, a'), a' as logged, where it is 0
+    likelihood  minus the log-likelihood of a at s, under the model of data/mixes.py fitted to the data
     neighbour   distance of (s, a) to the nearest of some logged pairs
 results/csv/uncertainty.csv gets a row for each seed, size k and estimate: auroc, the chance that u of a
-replaced joint action exceeds u of a logged one, ties counted half; auroc_uniform, the same with uniform
-actions in place of the actors'; above_k1, the chance that u_k exceeds u_1 at the state. `relative`, 0 for
-logged actions by definition, has only this. Letters as in the scripts; F choices make a joint action.
+replaced joint action exceeds u of a logged one; auroc_uniform, the same with uniform actions in place of the
+actors'; above_k1, the chance that u_k exceeds u_1. Letters as in the scripts.
 """
 
 import itertools
@@ -25,22 +24,18 @@ import pandas as pd
 import torch
 import tyro
 from scipy.stats import mannwhitneyu
-from torch import nn
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import spacql
+from data import mixes
 from data.datasets import load_dataset, simulated_name
 from experiments.enjoy import load_team
-from experiments.plan import TOP
 from utils.errors import InputError
-from utils.files import atomic, parse, run_script
+from utils.files import TOP, atomic, parse, run_script
 
 OUT = TOP / "results" / "csv" / "uncertainty.csv"
 FRESH_SEED, FRESH_SIZE, STATES = 10_000, 200_000, 4000  # added to the data's; transitions; looked at
-BINS, PAIRS = 7, 2048  # of a number in [-1, 1]; logged pairs
-STEPS, BATCH, RATE = 600, 512, 0.005  # of the model of the behaviour
-DOUBT = 0.01  # share of each of its choices that is taken to be uniform: nothing is impossible
+PAIRS = 2048  # logged ones
 
 
 @dataclass(frozen=True)
@@ -50,42 +45,22 @@ class Args:
     folders: tyro.conf.Positional[tuple[Path, ...]]  # run folders of either script
 
 
-def as_choices(script, actions):
-    """Joint actions [rows, N, A] as choices [rows, F], and how many values a choice has."""
-    if script is spacql:
-        return actions.argmax(-1), actions.shape[-1]
-    return ((actions.flatten(1) + 1) / 2 * BINS).long().clamp(0, BINS - 1), BINS
+def as_integers(script, actions):
+    """Joint actions [rows, N, A] as the model of the behaviour takes them: integers [rows, N], and below
+    which number."""
+    return mixes.as_integers(actions.argmax(-1) if script is spacql else actions)
 
 
-def fit_behaviour(state, choices, values):
-    """A network of logits [rows, F * V] of choices [rows, F] at states [rows, D]. It takes choices at a state
-    for independent, as those of agents with policies of their own are."""
-    first, second, last = (
-        nn.Linear(state.shape[1], 64),
-        nn.Linear(64, 64),
-        nn.Linear(64, choices.shape[1] * values),
-    )
-    network = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
-    adam = torch.optim.Adam(network.parameters())
-    for step in range(STEPS):
-        index = torch.randint(len(state), (BATCH,))
-        adam.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
-        adam.zero_grad()
-        cross_entropy(network(state[index]).view(-1, values), choices[index].flatten()).backward()
-        adam.step()
-    return network.requires_grad_(False)
-
-
-def surprise(network, state, choices, values):
-    """Minus the log-likelihoods [rows] of choices [rows, F] at states [rows, D], all above 0."""
-    probabilities = network(state).unflatten(1, (-1, values)).softmax(-1)
-    likelihood = probabilities.gather(2, choices.unsqueeze(2)).squeeze(2)
-    return -((1 - DOUBT) * likelihood + DOUBT / values).log().sum(1)
+@torch.no_grad()
+def surprise(model, state, actions):
+    """Minus the log-likelihoods [rows] of joint actions [rows, N], as integers, at states [rows, D]."""
+    log_w, log_p = mixes.log_mixture(model, state, actions)
+    return -(log_w + log_p.sum(1)).logsumexp(0)
 
 
 def distance(pairs, state, joint):
     """Distances [rows] of states [rows, D] and joint actions [rows, N * A] to the nearest of the pairs, each
-    of the two in units of its root mean squared distance between pairs."""
+    in units of its own root mean squared distance between pairs."""
     units = [(2 * part.var(0, correction=0).sum()).sqrt().clamp(min=1e-6) for part in pairs]
     known, asked = (torch.cat([s / units[0], a / units[1]], dim=1) for s, a in (pairs, (state, joint)))
     return torch.cdist(asked, known).amin(1)
@@ -110,7 +85,7 @@ def estimates(script, q, model, pairs, state, joint):
         std=q.std(1, correction=0),
         range=q.amax(1) - q.amin(1),
         relative=(q - q[..., :1]).std(1, correction=0),
-        likelihood=surprise(model, states, *as_choices(script, rows)).view(joint.shape[:3]),
+        likelihood=surprise(model, states, as_integers(script, rows)[0]).view(joint.shape[:3]),
         neighbour=distance(pairs, states, rows.flatten(1)).view(joint.shape[:3]),
     )
 
@@ -138,7 +113,7 @@ def judge(folder):
     known, _, actions, *_ = script.prepare(source(args.dataset_size, args.data_seed), "cpu")[0]
     fresh = script.prepare(source(FRESH_SIZE, args.data_seed + FRESH_SEED), "cpu")[0]
     torch.manual_seed(0)
-    model, some = fit_behaviour(known, *as_choices(script, actions)), torch.randperm(len(known))[:PAIRS]
+    model, some = mixes.fit(known, *as_integers(script, actions), 0), torch.randperm(len(known))[:PAIRS]
     pairs = known[some], actions[some].flatten(1)
     generators = [torch.Generator().manual_seed(args.seed + s) for s in range(args.num_seeds)]
     index = script.per_seed(torch.randint, generators, len(fresh[0]), (STATES,))
@@ -149,14 +124,13 @@ def judge(folder):
         critic = [p.double() for p in saved["critic"]]
         q = script.critic_values(critic, state.double(), joint.double(), **centred)
         found.append(estimates(script, q, model, pairs, state, joint))
-    head = dict(run=folder.name, script=script.SCRIPT, env_id=args.env_id, dataset=args.dataset)
-    head |= dict(backup=args.backup, rounds=saved["round"])
-    rows = []
+    names, rows = ("env_id", "dataset", "backup"), []
+    head = dict(run=folder.name, script=script.SCRIPT) | {name: getattr(args, name) for name in names}
     for s, name, k in itertools.product(range(args.num_seeds), found[0], range(1, logged.shape[2] + 1)):
         row = detection(*(u[name][s].T for u in found), k)
         if name == "relative":
             row |= dict(auroc=None, auroc_uniform=None)
-        rows.append(head | dict(seed=args.seed + s, k=k, detector=name) | row)
+        rows.append(head | dict(rounds=saved["round"], seed=args.seed + s, k=k, detector=name) | row)
     return pd.DataFrame(rows).round(6)
 
 
@@ -165,12 +139,11 @@ def main(argv=None):
     folders = parse(Args, argv, description="\n".join(__doc__.splitlines()[:4])).folders
     if not folders:
         raise InputError("say which runs: python -m experiments.uncertainty runs/NAME ...")
-    table = pd.read_csv(OUT) if OUT.is_file() else None
-    for folder in tqdm(folders, unit="run", file=sys.stderr):
-        found = judge(folder)
-        table = found if table is None else pd.concat([table[table["run"] != folder.name], found])
-        with atomic(OUT) as partial_path:
-            table.to_csv(partial_path, index=False)
+    tables = [pd.read_csv(OUT)] if OUT.is_file() else []
+    tables += [judge(folder) for folder in tqdm(folders, unit="run", file=sys.stderr)]
+    rows = pd.concat(tables).drop_duplicates(["run", "seed", "k", "detector"], keep="last")
+    with atomic(OUT) as partial_path:
+        rows.to_csv(partial_path, index=False)
 
 
 if __name__ == "__main__":

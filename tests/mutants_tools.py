@@ -62,10 +62,4 @@ MUTANTS = {
         ),
         "the other kind": lambda right, outputs, actions, continuous: right(outputs, actions, not continuous),
     },
-    "steps are those of plain loops": {  # functions of the scripts that are changed, in turn
-        "spacql_target": lambda right, *args: 1 - right(*args),
-        "cql_penalty": lambda right, *args: 1.1 * right(*args),
-        "actor_loss": lambda right, *args: 1.1 * right(*args),
-        "clip_gradients": lambda right, params: None,
-    },
 }

@@ -194,7 +194,7 @@ def rebuild(env_id, kind, obs, states):
     worlds = make_env(env_id, len(obs), action_kind=kind)
     if states is not None:
         states = np.concatenate([np.zeros((len(obs), 1)), states.double().numpy()], axis=1)  # how far it ran
-        worlds._physics.reset(states[:, :9], states[:, 9:])
+        worlds._put(states[:, :9], states[:, 9:])
         return worlds
     landmarks = 4 + 2 * SHAPES[env_id][4]
     worlds.velocity, worlds.position = obs[..., :2], obs[..., 2:4]

@@ -1,6 +1,7 @@
 """Command lines and files: complaints of one line, writes that appear at the end only."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -157,3 +158,19 @@ def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
     assert current_commit() not in ("", "unknown")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert current_commit() == "unknown"
+
+
+def test_changed_code_makes_a_commit_dirty(tmp_path):
+    """Results that grow, and texts, do not."""
+    assert current_commit(tmp_path) == "unknown"
+    (tmp_path / "results").mkdir()
+    commits, names = [], ("code.py", "README.md", "results/runs.csv")
+    for changed in (names, names[1:], names[:1]):
+        for name in changed:
+            (tmp_path / name).write_text(f"version {len(commits)}")
+        if not commits:
+            me = "-c user.name=x -c user.email=x -c commit.gpgsign=false"
+            for words in ("init -q", "add .", f"{me} commit -qm x"):
+                subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+        commits.append(current_commit(tmp_path))
+    assert re.fullmatch("[0-9a-f]{7,}", commits[0]) and commits[1:] == [commits[0], f"{commits[0]}-dirty"]

@@ -1,24 +1,16 @@
-"""HalfCheetah 2x3: is it the library's, step by step, however its worlds are shared out, and does it end
-cleanly?
+"""HalfCheetah 2x3: is it the library's, step by step, however its worlds are shared out?
 
 `differences` steps our worlds beside the library's from the same states; deliberate mistakes
 (mutants_data.py) show that it notices.
 """
 
-import gc
-import os
-import signal
-import subprocess
-import sys
-import time
 import warnings
-from pathlib import Path
 
 import mujoco
 import numpy as np
 import pytest
 import torch
-from common import ROOT, generator, one_line
+from common import generator, one_line
 from mutants_data import CHEETAH
 
 from envs.half_cheetah import HalfCheetah
@@ -26,12 +18,6 @@ from envs.half_cheetah import HalfCheetah
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from gymnasium_robotics import mamujoco_v1
-
-
-def children() -> list[int]:
-    """Processes of this one that run worlds and have not ended."""
-    command = ["pgrep", "-P", str(os.getpid()), "-f", "cheetah_physics"]
-    return [int(pid) for pid in subprocess.run(command, capture_output=True, text=True).stdout.split()]
 
 
 def some_actions(steps, num_worlds, seed=0):
@@ -87,7 +73,7 @@ def differences(worlds, steps, action_scale=1.0):
 @pytest.mark.parametrize(("steps", "action_scale"), [(1000, 1.0), (100, 1.5)])
 def test_whole_episodes_are_the_librarys_to_the_last_bit(steps, action_scale):
     """Torques beyond 1 are limited by the simulator and paid for in full, here as there."""
-    worlds = HalfCheetah(2, processes=2)
+    worlds = HalfCheetah(2, threads=2)
     play(worlds, some_actions(5, 2))
     worlds.reset()  # forgets what was before
     assert differences(worlds, steps, action_scale) == set()
@@ -97,11 +83,11 @@ def test_whole_episodes_are_the_librarys_to_the_last_bit(steps, action_scale):
 def test_comparison_notices_mistakes(name, monkeypatch):
     mistake, wrong = CHEETAH[name]
     mistake(monkeypatch)
-    assert differences(HalfCheetah(1, processes=1), 20) == wrong
+    assert differences(HalfCheetah(1, threads=1), 20) == wrong
 
 
 def test_starts_are_distributed_as_the_librarys():
-    worlds, single = HalfCheetah(4000, processes=1), library_env().single_agent_env.unwrapped
+    worlds, single = HalfCheetah(4000, threads=1), library_env().single_agent_env.unwrapped
     shift, velocities = worlds._positions - single.init_qpos, worlds._velocities - single.init_qvel
     limit = single._reset_noise_scale
     assert np.abs(shift).max() <= limit and np.allclose(np.abs(shift).mean(0), limit / 2, atol=0.003)
@@ -113,18 +99,18 @@ def test_starts_are_distributed_as_the_librarys():
 # ------------------------------------------------------------------------- however the worlds are shared out
 
 
-def test_numbers_do_not_depend_on_processes_or_neighbours():
+def test_numbers_do_not_depend_on_threads_or_neighbours():
     actions = some_actions(60, 7)
-    first = play(HalfCheetah(7, seed=2, processes=1), actions)
-    for processes in (2, 3):
-        again = play(HalfCheetah(7, seed=2, processes=processes), actions)
-        assert all(map(torch.equal, first, again)), processes
-    fewer = play(HalfCheetah(3, seed=2, processes=2), actions[:, :3])  # starts as the larger batch does
+    first = play(HalfCheetah(7, seed=2, threads=1), actions)
+    for threads in (2, 3):
+        again = play(HalfCheetah(7, seed=2, threads=threads), actions)
+        assert all(map(torch.equal, first, again)), threads
+    fewer = play(HalfCheetah(3, seed=2, threads=2), actions[:, :3])  # starts as the larger batch does
     assert all(torch.equal(a[:, :3], b) for a, b in zip(first, fewer, strict=True))
 
 
 def test_wrong_actions_are_refused_and_move_nothing():
-    worlds = HalfCheetah(3, processes=1)
+    worlds = HalfCheetah(3, threads=1)
     before, right = worlds.state(), torch.zeros(3, 2, 3)
     for actions in (right.flatten(1), right[:2], right.long(), right * np.nan):
         assert "actions must be" in one_line(lambda actions=actions: worlds.step(actions))
@@ -132,70 +118,5 @@ def test_wrong_actions_are_refused_and_move_nothing():
 
 
 def test_wrong_counts_are_refused():
-    for counts in (dict(num_worlds=0), dict(num_worlds=2, processes=0)):
+    for counts in (dict(num_worlds=0), dict(num_worlds=2, threads=0)):
         assert "must be at least 1" in one_line(lambda counts=counts: HalfCheetah(**counts))
-
-
-# ------------------------------------------------------------------------------------------- ends cleanly
-
-
-@pytest.mark.parametrize("end", ["close twice", "del", "exception", "killed worker"])
-def test_no_process_and_no_open_file_is_left(end):
-    gc.collect()  # what earlier tests have left
-    opened = len(os.listdir("/proc/self/fd"))
-    worlds = HalfCheetah(3, processes=5)
-    worlds.step(some_actions(1, 3)[0])
-    assert len(children()) == 2, "none for worlds that are not there, and this process steps some"
-    if end.startswith("close"):
-        for _ in end.split():
-            worlds.close()
-        with pytest.raises(RuntimeError, match="closed"):
-            worlds.step(some_actions(1, 3)[0])
-    elif end == "exception":
-        worlds._physics.step = lambda *_: 1 / 0
-        with pytest.raises(ZeroDivisionError):
-            worlds.step(some_actions(1, 3)[0])
-    elif end == "killed worker":
-        os.kill(children()[0], signal.SIGKILL)
-        with pytest.raises(RuntimeError, match="worker process ended"):
-            play(worlds, some_actions(3, 3))
-    del worlds
-    gc.collect()
-    assert children() == [] and len(os.listdir("/proc/self/fd")) == opened
-
-
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL, None], ids=["interrupt", "kill", "exit"])
-def test_workers_end_with_their_parent(end, tmp_path):
-    """The child is interrupted as by Ctrl-C: the signal goes to its whole process group."""
-    code = f"""
-import signal, sys; sys.path.insert(0, {str(ROOT)!r})
-import torch
-signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
-from envs.half_cheetah import HalfCheetah
-worlds = HalfCheetah(4, processes=3)
-worlds.step(torch.zeros(4, 2, 3))
-print(*[worker.pid for worker in worlds._workers], flush=True)
-while {end is not None}:
-    worlds.step(torch.zeros(4, 2, 3))
-"""
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, start_new_session=True, **pipes)
-    pids = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(pids) == 2
-    if end is not None:
-        os.killpg(parent.pid, end)
-    try:
-        errors = parent.communicate(timeout=20)[1]
-    finally:
-        parent.kill()
-    until = time.time() + 5
-    while any(map(alive, pids)) and time.time() < until:
-        time.sleep(0.02)
-    assert not any(map(alive, pids))
-    assert errors == "" if end != signal.SIGINT else errors.count("Traceback") == 1, "workers say nothing"
-    assert list(tmp_path.iterdir()) == [], "no MUJOCO_LOG.TXT"
-
-
-def alive(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().split()[2] != "Z"

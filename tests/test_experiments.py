@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -502,7 +501,7 @@ def test_quick_cells_end_to_end(tmp_path, data_dir, monkeypatch, quickly):
 
     monkeypatch.setattr(plan, "PLAN", tuple([cell] for cell in cells))
     monkeypatch.setattr(plan, "QUICK_FLAGS", flags)
-    monkeypatch.setattr(run, "code_commit", lambda: "abc1234")
+    monkeypatch.setattr(run, "current_commit", lambda: "abc1234")
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=in_process, DEVNULL=None))
     monkeypatch.setattr(run_folders, "plot_history", lambda path, *_: path.touch())
     for grid in claims.TASKS:  # few panels: drawing takes seconds
@@ -523,29 +522,12 @@ def test_quick_cells_end_to_end(tmp_path, data_dir, monkeypatch, quickly):
     assert min((out / name).stat().st_size for name in ("weights.png", "scores.png")) > 10_000
 
 
-def test_code_commit(tmp_path, monkeypatch):
-    """Changed code makes a commit dirty; results that grow, and texts, do not."""
-    monkeypatch.setattr(run, "TOP", tmp_path)
-    assert run.code_commit() == "unknown"
-    (tmp_path / "results").mkdir()
-    commits, names = [], ("code.py", "README.md", "results/runs.csv")
-    for changed in (names, names[1:], names[:1]):
-        for name in changed:
-            (tmp_path / name).write_text(f"version {len(commits)}")
-        if not commits:
-            me = "-c user.name=x -c user.email=x -c commit.gpgsign=false"
-            for words in ("init -q", "add .", f"{me} commit -qm x"):
-                subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
-        commits.append(run.code_commit())
-    assert re.fullmatch("[0-9a-f]{7,}", commits[0]) and commits[1:] == [commits[0], f"{commits[0]}-dirty"]
-
-
 # ------ the report
 
 
 def test_tables_say_what_is_known(quickly):
-    """Numbers with intervals, seeds if they are not five, published ones beside, what is missing; rows over
-    datasets weigh them the same for every method; side tables borrow the main grid's columns."""
+    """Numbers with intervals, seeds if they are not five, published ones beside, what is missing; side tables
+    borrow the main grid's columns."""
     scores = {(*RANDOM, method): around(40 + i) for i, method in enumerate(METHODS)}
     scores |= {("simple_tag", "random", method): [10.0] * 3 for method in METHODS}
     scores["simple_tag", "random", "spacql"] += [90.0, 90.0]
@@ -560,7 +542,6 @@ def test_tables_say_what_is_known(quickly):
         "* | **46.0** [45.*], 46.0 | spacql 78.2 ± 14.0, icql-qs 77.7, *",
         "simple_spread | random (0.0) | 2400 | 99.0 (n = 1) | | *",
         "simple_world | random (-0.1) | 400 | 21.0 (n = 2) | | **30.0** [29.* | | | | | spacql *",
-        "2 datasets | all | | 32.1 [*], 28.8 (n = 3 to 5) | *",
         "SPaCQL is best on * | **does not hold**: on 0 of 6 datasets, on 1 not | **cannot be told**: *",
         "simple_spread | random | 40.0 [*], 40.0 | 46.0 [*], 46.0 | **60.0** [*",
     ):

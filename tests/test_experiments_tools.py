@@ -19,17 +19,16 @@ from common import (
     normal,
     one_line,
     rejects,
-    separate_network,
 )
 from mutants_tools import MUTANTS
 from PIL import Image
 from torch import nn
 
-import spacql
+from data import mixes
 from data.datasets import load_dataset
 from envs import make_env
-from experiments import bc, benchmark, enjoy, films, pictures, uncertainty
-from experiments.plan import TOP
+from experiments import bc, benchmark, enjoy, films, uncertainty
+from utils.files import TOP
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 NUM, STATE = 3, 4  # agents, numbers of a state
@@ -171,21 +170,6 @@ def test_gif_shows_every_moment_of_every_team(tmp_path):
     assert times == [films.STEP_MS, films.PAUSE_MS] * 2
 
 
-# ------ pictures
-
-
-def test_each_replaced_agent_costs_what_the_figure_says(tmp_path):
-    """And the figure is drawn as it is committed."""
-    random = np.random.default_rng(0)
-    for k, shown in enumerate(["0.04", "0.005", "0.0006", "7e-05"]):
-        sampled = np.concatenate([pictures.surprise(k, random) for _ in range(50)])
-        mean = pictures.mean_surprise(k)
-        assert f"{10.0**-mean:.1g}" == shown and abs(sampled.mean() - mean) < 5 * sampled.std() / 6000**0.5
-    pictures.draw_idea(tmp_path / "idea.png")
-    drawn, committed = (np.asarray(Image.open(f / "idea.png")) for f in (tmp_path, TOP / "results"))
-    assert (drawn == committed).mean() > 0.99
-
-
 # ------ detectors: what is measured
 
 
@@ -234,23 +218,12 @@ def check_model(surprise):
     close(total, 1.0, 1e-4)
 
 
-def test_the_model_of_the_behaviour_knows_the_habits(monkeypatch):
-    monkeypatch.setattr(uncertainty, "STEPS", 200)
-    torch.manual_seed(0)
-    model = uncertainty.fit_behaviour(*habits(8000, 0), 5)
-    right = partial(lambda state, choices: uncertainty.surprise(model, state, choices, 5))
+def test_the_model_of_the_behaviour_knows_the_habits():
+    model = mixes.fit(*habits(8000, 0), 5, seed=0)
+    right = partial(uncertainty.surprise, model)
     check_model(right)
     for wrong in MUTANTS["the model of the behaviour knows the habits"].values():
         rejects(check_model, partial(wrong, right))
-
-
-def test_numbers_in_bins():
-    """Equal bins from -1 to 1, both ends included; discrete actions are what they are."""
-    numbers, edges = torch.linspace(-1, 1, 100), [-1 + 2 * b / 7 for b in range(1, 7)]
-    choices, values = uncertainty.as_choices(SCRIPTS[1].module, numbers.view(50, 1, 2))
-    assert choices.flatten().tolist() == [sum(float(x) >= edge for edge in edges) for x in numbers]
-    actions = torch.randint(5, (6, NUM), generator=generator(0))
-    assert torch.equal(uncertainty.as_choices(spacql, spacql.one_hot(actions))[0], actions) and values == 7
 
 
 def check_distance(measure, seed=0, known=9, batch=4, width=2):
@@ -287,8 +260,10 @@ def check_estimates(estimate, script):
     """By loops over members, states and sizes; the other two as of single rows."""
     q, state, joint = normal(0, 2, 4, 6, 3), normal(1, 2, 6, STATE), script.actions(2, 2, 6, 3, NUM)
     pairs = normal(3, 5, STATE), normal(4, 5, NUM * script.dim)
-    rows, values = uncertainty.as_choices(script.module, joint.flatten(0, 2))
-    model = nn.Linear(STATE, rows.shape[1] * values).double().requires_grad_(False)
+    as_integers = partial(uncertainty.as_integers, script.module)
+    rows, values = as_integers(joint.flatten(0, 2))
+    model = mixes.fit(normal(5, *rows.shape[:1], STATE).float(), rows, values, seed=0)
+    model = [[p.detach().double() for p in params] for params in model]
     found = estimate(script.module, q, model, pairs, state, joint)
     for s, b, k in indices(2, 6, 3):
         members = [float(q[s, e, b, k]) for e in range(4)]
@@ -298,7 +273,9 @@ def check_estimates(estimate, script):
             std=np.std(members),
             range=max(members) - min(members),
             relative=np.std(changes),
-            likelihood=float(uncertainty.surprise(model, own, *uncertainty.as_choices(script.module, row))),
+            likelihood=float(
+                uncertainty.surprise(model, own, uncertainty.as_integers(script.module, row)[0])
+            ),
             neighbour=float(uncertainty.distance(pairs, own, row.flatten(1))),
         )
         assert {name: float(u[s, b, k]) for name, u in found.items()} == pytest.approx(expected, abs=1e-6)
@@ -307,7 +284,7 @@ def check_estimates(estimate, script):
 @pytest.fixture
 def small_study(monkeypatch, data_dir, tmp_path):
     """Few steps, pairs and states."""
-    small = dict(STEPS=20, PAIRS=64, STATES=40, FRESH_SIZE=500, OUT=tmp_path / "u.csv")
+    small = dict(PAIRS=64, STATES=40, FRESH_SIZE=500, OUT=tmp_path / "u.csv")
     for name, value in small.items():
         monkeypatch.setattr(uncertainty, name, value)
 
@@ -365,41 +342,23 @@ def test_holds_and_mistakes_are_noticed(name):
 # ------ benchmark
 
 
-@pytest.fixture
-def doubles():
-    """Everything is made in double precision."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+def test_steps_learn(script, monkeypatch):
+    """The losses on the one batch that there is fall."""
+    descend, losses = benchmark.Steps.descend, []
 
+    def noted(self, loss, params):
+        losses.append(float(loss.detach().sum()))
+        descend(self, loss, params)
 
-def check_steps(penalty_agents=1):
-    """Two rounds of the steps of spacql.py by both end with the same targets and networks."""
-    sizes = dict(seeds=1, critics=3, agents=NUM, batch=16, penalty_agents=penalty_agents)
-    steps = benchmark.Steps(spacql, **sizes)
-    loops = benchmark.Loops(steps)
-    for _ in range(2):
-        targets = steps.target(), loops.target()
-        close(targets[0][0], targets[1], 1e-7)
-        for both, y in zip((steps, loops), targets, strict=True):
-            both.critics(y)
-            both.actors()
-    for name, m in itertools.product(("critic", "actor"), range(3)):
-        mine = separate_network(getattr(steps, name), 0, m).parameters()
-        for p, q in zip(mine, getattr(loops, name)[m].parameters(), strict=True):
-            close(p.detach(), q.detach(), 1e-7)
-
-
-@pytest.mark.parametrize("penalty_agents", [1, NUM])
-def test_steps_are_those_of_plain_loops(doubles, penalty_agents):
-    check_steps(penalty_agents)
-
-
-@pytest.mark.parametrize("name", MUTANTS["steps are those of plain loops"])
-def test_a_step_that_differs_is_noticed(doubles, name, monkeypatch):
-    mutant = MUTANTS["steps are those of plain loops"][name]
-    monkeypatch.setattr(spacql, name, partial(mutant, getattr(spacql, name)))
-    rejects(check_steps)
+    monkeypatch.setattr(benchmark.Steps, "descend", noted)
+    steps = benchmark.Steps(script.module, seeds=2, critics=3, agents=NUM, batch=64, penalty_agents=1)
+    assert steps.target().shape == (2, 64)
+    for step in (partial(steps.critics, steps.rewards), steps.actors):
+        losses.clear()
+        for _ in range(30):
+            step()
+        assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
 def test_the_benchmark_has_every_row(monkeypatch):
@@ -411,5 +370,4 @@ def test_the_benchmark_has_every_row(monkeypatch):
     rows = [[cell.strip() for cell in line] for line in lines[2:]]
     assert [row[:2] for row in rows] == [[s.name, case] for s in SCRIPTS for case in ("default", "batch 64")]
     assert all(98 <= sum(int(cell.rstrip("%")) for cell in row[3:6]) <= 102 for row in rows)
-    assert [row[6] != "" for row in rows] == [True, True, False, False]  # loops
-    assert [row[7] != "" for row in rows] == [False, True, False, True]  # exponents
+    assert [row[6] != "" for row in rows] == [False, True, False, True]  # exponents

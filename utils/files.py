@@ -18,20 +18,24 @@ from tqdm import tqdm
 
 from utils.errors import InputError, check_choice
 
+TOP = Path(__file__).resolve().parent.parent  # the repository
+
 
 def say(text: str) -> None:
     """A line on stderr, above any progress bar. Only a script's result goes to stdout."""
     tqdm.write(text, file=sys.stderr)
 
 
-def current_commit() -> str:
-    """The commit that runs, marked -dirty if tracked files differ from it; "unknown" outside a git clone."""
-    command, top = ["git", "describe", "--always", "--dirty"], Path(__file__).parent.parent
+def current_commit(top: Path = TOP) -> str:
+    """The commit of the code, marked -dirty where code differs from it (results and texts may); "unknown"
+    outside of a git clone."""
+    git, code = ["git", "-C", str(top)], [".", ":!results", ":!*.md"]
     try:
-        done = subprocess.run(command, cwd=top, capture_output=True, text=True)
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*git, "diff", "--name-only", "HEAD", "--", *code], capture_output=True)
     except OSError:  # no git
         return "unknown"
-    return done.stdout.strip() or "unknown"
+    return (head.stdout.strip() or "unknown") + "-dirty" * bool(changed.stdout)
 
 
 def one_line(error: BaseException) -> str:

@@ -24,18 +24,7 @@ from utils.errors import InputError
 from utils.files import atomic, parse, reading, say
 
 NETWORKS = ("critic", "actor", "target_critic", "target_actor")
-KEYS = (
-    "script",
-    "args",
-    "round",
-    "generators",
-    "scale",
-    "facts",
-    "history",
-    "critic_adam",
-    "actor_adam",
-    *NETWORKS,
-)
+KEYS = (*"script args round generators scale facts history critic_adam actor_adam".split(), *NETWORKS)
 MAY_DIFFER = ("rounds", "device", "data_dir", "track", "resume")  # between a run and what resumes it
 SEEDS = ("seed", "data_seed")
 POSITIVE = ("learning_rate", "gamma")
