@@ -105,8 +105,8 @@ class Args:
     """random, medium-replay, medium or expert (simulated if need be), or the path of an .h5 file"""
     out: Path = Path("exported")
     """the folder <env>/<quality>/seed_<data seed>_data is made in here"""
-    dataset_size: int = 1_000_000
-    """transitions, when simulated"""
+    dataset_size: int | None = None
+    """transitions, when simulated; default the paper's"""
     data_seed: int = 0
     """seed of the simulation"""
     data_dir: Path = Path("datasets")

@@ -44,7 +44,7 @@ class Args:
     learning_rate: float | None = None  # of Adam
     eval_every: int | None = None  # rounds between evaluations
     eval_episodes: int | None = None  # per seed and evaluation, and five times as many in the end
-    dataset_size: int = 1_000_000  # transitions to simulate for a named dataset
+    dataset_size: int | None = None  # transitions to simulate for a named dataset; default the paper's
     data_dir: str = "datasets"  # of simulated data
     out: str = "runs"  # where run folders go
     name: str | None = None  # of the run folder; default by task, data and seeds
@@ -64,7 +64,7 @@ def main(argv=None):
     runs.check_numbers(asdict(args))
     device = runs.pick_device(args.device)
     script, kind = (spacql_continuous, "continuous") if args.continuous else (spacql, "discrete")
-    prey = find_prey(args.env_id, args.dataset, None, device) if args.continuous else None
+    prey = find_prey(script.Args(args.env_id, args.dataset), device) if args.continuous else None
     dataset = load_dataset(args.env_id, args.dataset, args.dataset_size, 0, args.data_dir, kind)
     num_agents, obs_dim = dataset.observations.shape[2:]
     given = {name: value for name, value in vars(args).items() if value is not None}

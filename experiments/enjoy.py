@@ -61,7 +61,7 @@ def load_team(folder, device="cpu"):
         saved[name] = [x.to(device) for x in saved[name]]
     worlds = partial(make_env, args.env_id, num_agents=saved["actor"][0].shape[1], device=device)
     if script is spacql_continuous:
-        prey = find_prey(args.env_id, args.dataset, args.prey, device)
+        prey = find_prey(args, device)
         worlds = partial(worlds, action_kind="continuous", prey=prey)
     return script, args, saved, worlds
 
@@ -90,7 +90,7 @@ def film_teams(folder: Path, path: Path, learnt_score: float) -> None:
     teams = {}  # policies of observations [1, B, N, O] -> actions [1, B, N] or [1, B, N, A]
     if env.num_learners == 3:
         policies, behaviour = load_policies(env.env_id, action_kind=env.action_kind), POLICY[env.action_kind]
-        medium = policies.iterates[policies.facts["medium_iterate"]]
+        medium = policies.medium
         teams["random play"] = lambda obs: behaviour.uniform(worlds(obs.shape[1]), generator)[None]
         teams["medium behaviour"] = lambda obs: behaviour.act(medium, obs[0], generator)[None]
     scores = {}
