@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from common import SEEDS, SIGMAS, Trap, generator, mistakes_in, one_line, rejects, repeatable
+from common import SEEDS, Trap, generator, mistakes_in, one_line, rejects, repeatable
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mutants_data import TABLE
@@ -122,24 +122,22 @@ def test_values_learn_first_and_move_no_actor():
     worlds, draws = Worlds("simple_spread", 16, "continuous"), generator(1)
     team = behaviour.Team(worlds, range(3), args, draws)
     before = [p.detach().clone() for p in team.actor], [p.detach().clone() for p in team.critic]
-    (returns, start), (_, end) = behaviour.train(worlds, [team], 1, args, draws, "test")
-    assert len(returns) == 16
+    (_, start), (_, end) = behaviour.train(worlds, [team], 1, args, draws, "test")
     assert all(map(torch.equal, before[0], start)) and not any(map(torch.equal, before[0], end))
     assert not any(map(torch.equal, before[1], team.critic))
 
 
 @pytest.mark.parametrize("kind", POLICY)
 def test_ppo_raises_the_return(kind, monkeypatch):
-    """Against a prey of hardly any self-play; seeds 1 and 2 gain 16 to 56."""
+    """Against a prey of hardly any self-play; seeds 1 and 2 gain 11 to 56."""
     monkeypatch.setattr(behaviour, "pack", lambda args, iterates, prey, judge: (iterates, judge))
     args = replace(default_args("simple_tag", kind), iterations=30, num_worlds=40, selfplay_iterations=2)
     iterates, judge = behaviour.train_behaviour(
         replace(args, value_iterations=3, learning_rate=3e-3, score_episodes=300)
     )
     gained = behaviour.play(judge, iterates[-1][1], 5).mean() - behaviour.play(judge, None, 5).mean()
-    returns = torch.stack([returns.mean() for returns, _ in iterates[:-1]])
-
-    assert gained > 10 < returns[-5:].mean() - returns[:5].mean() and len(returns) == 30
+    returns = [returned for returned, _ in iterates[:-1]]
+    assert gained > 10 < np.mean(returns[-5:]) - np.mean(returns[:5]) and len(returns) == 30
 
 
 @pytest.mark.parametrize(("env_id", "kind"), ALL)
@@ -191,15 +189,17 @@ def test_where_no_mixture_fits_the_nearest_iterate_plays():
         assert mixture(mean, np.full(3, 5.0), card)[nearest] > 0.99
 
 
-def test_noise_brings_the_expert_to_the_published_return():
-    """Up to chance: the return's deviation is below 100."""
+def test_noise_brings_the_expert_to_the_published_returns():
+    """Where one deviation of the actions gives mean and deviation of the returns, it is found; up to chance,
+    with 1000 returns of a deviation below 100."""
     expert = load_policies("simple_spread", action_kind="continuous").iterates[-1]
     worlds = Worlds("simple_spread", 1000, "continuous")
-    for wanted in (350, 450):
-        noisy = noisier(worlds, expert, Card(wanted, 0, 0), 1)
-        assert len(noisy[-1].unique()) == 1 and all(map(torch.equal, noisy[:-1], expert[:-1]))
-        assert behaviour.play(worlds, noisy, 2).mean() == pytest.approx(wanted, abs=SIGMAS * 4.5)
-    assert noisier(worlds, expert, Card(1e4, 0, 0), 1) is expert, "nothing reaches that"
+    for deviation in (0.7, 1.2):
+        returns = behaviour.play(worlds, [*expert[:-1], torch.full_like(expert[-1], deviation).log()], 1)
+        noisy = noisier(worlds, expert, Card(float(returns.mean()), float(returns.std()), 0), 357.0, 2)
+        found = behaviour.play(worlds, noisy, 3)
+        assert abs(found.mean() - returns.mean()) < 15 and abs(found.std() / returns.std() - 1) < 0.15
+        assert noisy[-1].shape == expert[-1].shape and all(map(torch.equal, noisy[:-1], expert[:-1]))
 
 
 def test_policies_are_trained_against_another_prey_and_read(tmp_path, monkeypatch):
