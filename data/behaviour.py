@@ -24,21 +24,20 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import brentq, minimize
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import logsumexp, softmax
 from tqdm import tqdm
 
 from data.omar import PUBLISHED_CARDS, PUBLISHED_SCORES, Card, load_prey
 from envs.half_cheetah import HalfCheetah
-from envs.particles import ENV_IDS, HORIZON, WITH_PREY, Worlds
+from envs.particles import ENV_IDS, WITH_PREY, Worlds
 from envs.shipped import POLICY, POLICY_DIR, check_task, greedy, init_mlp, mlp, rollout
 from utils.errors import InputError
 from utils.files import atomic, parse, run_script, say
 
 HIDDEN = 64  # units of both hidden layers of the actors, half those of the value function
 INITIAL_STD = 0.6  # of Gaussian actors, near that of uniform actions
-MEDIUM_SHARES = (0.75, 1.25)  # of the medium level, between which the iterates lie that make medium data
-SCORE_EPISODES = 20_000  # behind the shipped scores; fewer, of as many steps in all, in HalfCheetah
+MEDIUM_SHARES = (0.6, 1.4)  # of the medium level, between which the iterates lie that make medium data
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,12 @@ class Args:
     """iterations before these in which only the value function learns: its first errors move no actor"""
     kept_iterates: int = 100
     """at most so many of the iterates up to medium ones are kept, evenly spaced"""
+    score_episodes: int = 4000
+    """behind each return that is measured after training"""
+    quiet: float = 1.0
+    """times the deviation of the actions in training, that of the iterates in the data (forces, torques)"""
+    expert_at: float = 1.0
+    """share of training after which the expert is taken"""
     prey: Path | None = None
     """OMAR's pretrained_adv_model.pt, to train against it (with --out); default: a prey by self-play"""
     out: Path = POLICY_DIR
@@ -102,6 +107,9 @@ SETTINGS = {  # where a task's differ from the defaults above
         entropy_coef=0.0,
         reward_scale=0.02,
         kept_iterates=80,
+        score_episodes=100,
+        quiet=0.4,  # else many fall over, which the paper's do not
+        expert_at=0.4,
     ),
 }
 
@@ -222,20 +230,20 @@ def collect(worlds, teams: list[Team], generator) -> tuple[list, torch.Tensor]:
 
 def train(worlds, teams: list[Team], iterations: int, args: Args, generator, title: str) -> list:
     """Train all teams together; returns the first team's actors before each iteration and after the last, as
-    [(returns [W], parameters)]. The last returns are NaN: that team has played nothing yet."""
+    [(mean return, parameters)]. The last return is NaN: that team has played nothing yet."""
     iterates = []
     bar = tqdm(range(-args.value_iterations, iterations), desc=title, file=sys.stderr, mininterval=1.0)
     for i in bar:
         frozen = teams[0].snapshot()
         batches, rewards = collect(worlds, teams, generator)
-        returns = rewards[..., : len(teams[0].bodies)].double().mean(-1).sum(0)
+        played = float(rewards[..., : len(teams[0].bodies)].mean(-1).sum(0).mean())
         if i >= 0:
-            iterates.append((returns, frozen))
+            iterates.append((played, frozen))
         for team, batch in zip(teams, batches, strict=True):
             own = rewards[..., list(team.bodies)].transpose(1, 2) * args.reward_scale  # [T, N, W]
             team.update(*batch, own, args, 1 - i / iterations, generator)
-        bar.set_postfix(score=f"{returns.mean():.1f}")
-    return iterates + [(torch.full_like(returns, math.nan), teams[0].snapshot())]
+        bar.set_postfix(score=f"{played:.1f}")
+    return iterates + [(float("nan"), teams[0].snapshot())]
 
 
 def play(worlds, actor: list[torch.Tensor] | None, seed: int) -> torch.Tensor:
@@ -266,43 +274,55 @@ def mixture(mean: np.ndarray, deviation: np.ndarray, card: Card) -> np.ndarray:
     return softmax(fit.x @ apart)
 
 
-def noisier(worlds, actor: list[torch.Tensor], card: Card, seed: int) -> list[torch.Tensor]:
-    """The Gaussian actor with the one deviation of all its actions with which its mean return is the card's;
-    unchanged where there is none."""
-
-    def play_with(deviation):
-        return [*actor[:-1], torch.full_like(actor[-1], deviation).log()]
-
-    def gain(deviation):
-        return float(play(worlds, half(play_with(deviation)), seed).mean()) - card.mean
-
-    least, most = 0.05, 2.0
-    return play_with(brentq(gain, least, most, xtol=0.01)) if gain(least) > 0 > gain(most) else actor
+def with_deviation(actor: list[torch.Tensor], log_std: torch.Tensor) -> list[torch.Tensor]:
+    """The Gaussian actor with another deviation of its actions."""
+    return [*actor[:-1], log_std.expand_as(actor[-1])]
 
 
-def levels(iterates, worlds, args: Args) -> tuple[dict, list[int], list]:
-    """What makes data like the paper's: facts, the iterates that are kept, and the expert.
+def noisier(worlds, actor: list[torch.Tensor], card: Card, unit: float, seed: int) -> list[torch.Tensor]:
+    """The Gaussian actor with the one deviation of all its actions that brings mean and deviation of its
+    returns nearest to the card's: 3% of `unit`, and 25% of the deviation, count as equally far."""
 
-    The facts: the two scores that count as 0 and 100, and `weights`, how often each kept iterate plays in
-    medium-replay and medium data. Of forces and torques the scores are the published ones; of discrete
-    actions the expert of ours gets the published expert's score.
+    def far(log_std):
+        returns = play(worlds, half(with_deviation(actor, torch.tensor(log_std))), seed)
+        mean, deviation = float(returns.mean()), float(returns.std())
+        return ((mean - card.mean) / (0.03 * unit)) ** 2 + (math.log(deviation / card.deviation) / 0.25) ** 2
+
+    found = minimize_scalar(
+        far, bounds=(math.log(0.03), math.log(1.5)), method="bounded", options=dict(xatol=0.02)
+    )
+    return with_deviation(actor, torch.tensor(found.x))
+
+
+def levels(iterates, worlds, args: Args) -> tuple[dict, list[list[torch.Tensor]]]:
+    """What makes data like the paper's: facts, and the actors that play, the expert last.
+
+    The facts: the two scores that count as 0 and 100, which of training the actors are, and `weights`, how
+    often each but the expert plays in medium-replay and medium data. Of forces and torques the scores are the
+    published ones; of discrete actions the expert of ours gets the published expert's score.
     """
-    cards, (low, high) = PUBLISHED_CARDS[args.env_id], PUBLISHED_SCORES[args.env_id]
-    expert, random_score, expert_score = iterates[-1][1], low, high
+    cards, (low, high), seed = PUBLISHED_CARDS[args.env_id], PUBLISHED_SCORES[args.env_id], args.seed + 4
+    number = round(args.expert_at * args.iterations)
+    expert, random_score, expert_score = iterates[number][1], low, high
     if args.action_kind == "continuous":
-        expert = noisier(worlds, expert, cards["expert"], args.seed + 4)
+        expert = noisier(worlds, expert, cards["expert"], high - low, seed)
     else:
-        random_score = float(play(worlds, None, args.seed + 4).mean())
-        gained = float(play(worlds, half(expert), args.seed + 4).mean()) - random_score
+        random_score = float(play(worlds, None, seed).mean())
+        gained = float(play(worlds, half(expert), seed).mean()) - random_score
         expert_score = random_score + gained * (high - low) / (cards["expert"].mean - low)
     unit = (expert_score - random_score) / (high - low)  # of our returns, in the published ones
-    mean = np.array([float(returns.mean()) for returns, _ in iterates[:-1]])
-    mean = low + (mean - random_score) / unit
-    deviation = np.array([float(returns.std()) for returns, _ in iterates[:-1]]) / unit
     least, most = (low + share * (cards["medium"].mean - low) for share in MEDIUM_SHARES)
-    stop = int(np.argmax(mean > most)) if (mean > most).any() else len(mean) - 1
-    kept = np.unique(np.linspace(0, stop, min(args.kept_iterates, stop + 1)).round().astype(int))
-    mean, deviation = mean[kept], deviation[kept]
+    actors, moments = [], []
+    for _, actor in iterates[:-1]:
+        if args.quiet != 1:
+            actor = with_deviation(actor, actor[-1] + math.log(args.quiet))
+        actors.append(actor)
+        returns = play(worlds, half(actor), seed)
+        moments.append((low + (float(returns.mean()) - random_score) / unit, float(returns.std()) / unit))
+        if moments[-1][0] > most:
+            break
+    kept = np.linspace(0, len(actors) - 1, min(args.kept_iterates, len(actors))).round().astype(int)
+    mean, deviation = np.array(moments)[kept].T
     near = np.flatnonzero((mean > least) & (mean < most))
     near = near if len(near) else np.abs(mean - cards["medium"].mean).argmin(keepdims=True)
     medium = np.zeros(len(kept))
@@ -311,9 +331,10 @@ def levels(iterates, worlds, args: Args) -> tuple[dict, list[int], list]:
     facts = dict(
         random_score=random_score,
         expert_score=expert_score,
+        kept_iterations=[*kept.tolist(), number],
         weights={quality: x.round(5).tolist() for quality, x in weights.items()},
     )
-    return facts, kept.tolist(), expert
+    return facts, [*(actors[i] for i in kept), expert]
 
 
 def train_behaviour(args: Args) -> dict[str, np.ndarray]:
@@ -337,23 +358,21 @@ def train_behaviour(args: Args) -> dict[str, np.ndarray]:
     team = Team(worlds, range(worlds.num_learners), args, generator)
     iterates = train(worlds, [team], args.iterations, args, generator, f"{args.env_id}: behaviour")
 
-    judge = make_worlds(max(1, SCORE_EPISODES * HORIZON // worlds.horizon), args.seed + 3, prey)
+    judge = make_worlds(args.score_episodes, args.seed + 3, prey)
     return pack(args, iterates, prey, judge)
 
 
 def pack(args: Args, iterates, prey: list[torch.Tensor] | None, judge) -> dict[str, np.ndarray]:
     """The arrays of a policy file; judge: worlds in which scores are measured."""
-    found, kept, expert = levels(iterates, judge, args)
+    facts, actors = levels(iterates, judge, args)
     facts = dict(
         env_id=args.env_id,
         action_kind=args.action_kind,
-        **found,
-        kept_iterations=kept + [args.iterations],
+        **facts,
         training={k: v for k, v in asdict(args).items() if k not in ("out", "prey")},
         torch=torch.__version__,
     )
-    layers = zip(*(iterates[i][1] for i in kept), strict=True)
-    layers = [torch.stack([*layer, last]) for layer, last in zip(layers, expert, strict=True)]
+    layers = map(torch.stack, zip(*actors, strict=True))
     arrays = {f"actor{j}": layer.half().numpy() for j, layer in enumerate(layers)}
     arrays |= {f"prey{j}": p.numpy() for j, p in enumerate(prey or [])}
     return arrays | {"facts": np.array(json.dumps(facts))}
@@ -366,7 +385,7 @@ def main(argv=None) -> None:
         least = 0 if name == "value_iterations" else 1
         if type(value) is int and name != "seed" and value < least:
             raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
-    if args.prey and (args.action_kind == "discrete" or args.out == POLICY_DIR):
+    if args.prey and (args.action_kind == "discrete" or args.out.resolve() == POLICY_DIR.resolve()):
         raise InputError(
             "--prey is for --action-kind continuous, and --out FOLDER, not among the shipped ones"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.datasets import default_size, load_dataset, normalise
+from data.datasets import load_dataset, normalise
 from data.omar import PUBLISHED_CARDS, PUBLISHED_SCORES, QUALITIES
 from envs.particles import ENV_IDS
 from utils.files import atomic, current_commit, parse, run_script, say
@@ -40,9 +40,11 @@ def row_of(env_id: str, kind: str, quality: str, data_dir: Path) -> dict:
         published_deviation=card.deviation,
         mean=round(float(returns.mean()), 2),
         deviation=round(float(returns.std()), 2),
-        transitions=default_size(env_id, quality),
+        transitions=dataset.rewards[..., 0].numel(),
         points=round(100 * (card.mean - low) / (high - low), 1),
         our_points=round(dataset.facts["data_score"], 1),
+        dependence=round(dataset.facts["dependence"], 4),
+        predictability=round(dataset.facts["predictability"], 3),
         hash=dataset.facts["hash"],
         commit=current_commit(),
     )

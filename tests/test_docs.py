@@ -9,12 +9,15 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from common import ROOT, SCRIPTS
 from matplotlib.mathtext import MathTextParser
 
 from data.datasets import read_dataset
+from data.omar import PUBLISHED_CARDS, PUBLISHED_SCORES
 from envs.shipped import load_policies
+from experiments import levels
 
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {path.name: path.read_text() for path in FILES}
@@ -157,3 +160,17 @@ def test_they_can_be_read_in_one_sitting():
     words = {name: len(text.split()) for name, text in TEXT.items()}
     assert TEXT["README.md"].count("\n") <= 250 and words.pop("README.md") <= 2500
     assert sum(words.values()) <= 9000
+
+
+def test_the_levels_of_the_data_are_the_papers():
+    """The table is that of results/csv/levels.csv; with forces and torques all 16 datasets have the paper's
+    mean, deviation and size, with moves the 12 have its normalised scores."""
+    rows = pd.read_csv(ROOT / "results" / "csv" / "levels.csv")
+    assert levels.table(rows) in TEXT["data.md"] and len(rows) == 16 + 12
+    for row in rows.itertuples():
+        card, (low, high) = PUBLISHED_CARDS[row.task][row.quality], PUBLISHED_SCORES[row.task]
+        near = 0.03 * (high - low)
+        if row.quality == "expert" and row.task in ("simple_tag", "simple_world"):
+            near = 0.1 * card.mean
+        assert row.transitions == card.transitions and abs(row.mean - card.mean) < near, row
+        assert row.actions == "discrete" or 0.75 < row.deviation / card.deviation < 1.25, row
