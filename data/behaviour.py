@@ -261,16 +261,19 @@ def half(params: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def mixture(mean: np.ndarray, deviation: np.ndarray, card: Card) -> np.ndarray:
-    """How often each iterate plays, [iterates], so that all episodes have the card's mean and deviation.
+    """How often each iterate plays, [iterates], so that all episodes have the card's mean and, where it has
+    one, its deviation.
 
     mean, deviation: of each iterate's returns. Of the weights that do, these are the nearest to equal ones:
-    proportional to exp(a mean + b (mean^2 + deviation^2)), with the a and b that fit. Where none do, a small
-    penalty of a and b settles for what is near.
+    proportional to exp(a mean + b ((mean - card's)^2 + deviation^2)), with the a and b that fit. Where none
+    do, a small penalty of a and b settles for what is near.
     """
-    moments = np.stack([mean, mean**2 + deviation**2])
-    wanted = np.array([card.mean, card.mean**2 + card.deviation**2])
+    moments, wanted = mean[None], np.array([card.mean])
+    if card.deviation is not None:
+        moments = np.stack([mean, (mean - card.mean) ** 2 + deviation**2])
+        wanted = np.array([card.mean, card.deviation**2])
     apart = (moments - wanted[:, None]) / np.maximum(moments.std(1, keepdims=True), 1e-9)
-    fit = minimize(lambda x: logsumexp(x @ apart) + 1e-4 * (x @ x), np.zeros(2))
+    fit = minimize(lambda x: logsumexp(x @ apart) + 1e-4 * (x @ x), np.zeros(len(wanted)))
     return softmax(fit.x @ apart)
 
 
@@ -291,7 +294,7 @@ def noisier(worlds, actor: list[torch.Tensor], card: Card, unit: float, seed: in
     found = minimize_scalar(
         far, bounds=(math.log(0.03), math.log(1.5)), method="bounded", options=dict(xatol=0.02)
     )
-    return with_deviation(actor, torch.tensor(found.x))
+    return with_deviation(actor, torch.tensor(found.x, dtype=torch.float32))
 
 
 def levels(iterates, worlds, args: Args) -> tuple[dict, list[list[torch.Tensor]]]:
@@ -308,6 +311,7 @@ def levels(iterates, worlds, args: Args) -> tuple[dict, list[list[torch.Tensor]]
         expert = noisier(worlds, expert, cards["expert"], high - low, seed)
     else:
         random_score = float(play(worlds, None, seed).mean())
+        cards = {quality: card._replace(deviation=None) for quality, card in cards.items()}  # ours is larger
         gained = float(play(worlds, half(expert), seed).mean()) - random_score
         expert_score = random_score + gained * (high - low) / (cards["expert"].mean - low)
     unit = (expert_score - random_score) / (high - low)  # of our returns, in the published ones

@@ -56,13 +56,24 @@ CHUNK_STEPS = 50_000  # transitions simulated at once, by one policy
 TEXTS = ("env_id", "quality", "action_kind")  # attributes that a file must have
 SCORES = ("random_score", "expert_score")  # these too
 MEASURED = ("dependence", "dependence_error", "predictability")  # attributes that a file may lack
-NOTED = ("seed", "dataset", "behaviour", "versions", "format")  # and those of files that are simulated here
+NOTED = (
+    "seed",
+    "dataset",
+    "behaviour",
+    "prey",
+    "versions",
+    "format",
+)  # and those of files that are simulated here
 LARGEST = 1e6  # observation or reward that is taken for one of a world
 # In nats, above which a warning is due. The qualities measure up to 0.005 (medium-replay: iterates in turn),
 # mixes of teams with share=0.5 and unit=step 0.03 to 0.14. By Pinsker's inequality up to 0.02 the
 # distribution of actions is on average within a total variation of 0.1 of one where an agent acts
 # independently.
 STRONG_DEPENDENCE = 0.02
+
+
+class Locked(InputError):
+    """Nothing is wrong with the file but that another program writes it."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +138,8 @@ def load_dataset(
         path = simulated_file(env_id, dataset, name, size, seed, Path(folder), action_kind, prey, policies)
         try:
             found = read_dataset(path, env_id, action_kind)
+        except Locked:
+            raise
         except InputError as error:
             raise InputError(f"{error}; delete it to simulate it anew") from None
     elif path.is_dir():
@@ -142,7 +155,7 @@ def load_dataset(
     else:
         check_choice("dataset", dataset, QUALITIES)  # raises: it is none of them
     check_physics(dataset, found, env_id)
-    facts = found.facts | dict(hash=fingerprint(found))
+    facts = found.facts | dict(hash=fingerprint([found.observations, found.actions, found.rewards]))
     if not set(MEASURED) <= set(facts):
         facts = facts | measure_dependence(found)
     return replace(found, facts=facts | dict(data_score=normalise(found.mean_return, facts)))
@@ -154,12 +167,11 @@ def default_size(env_id: str, dataset: str) -> int:
     return card.transitions if card else 1_000_000
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """Eight digits by which two people can tell whether they have the same observations, actions and
-    rewards."""
+def fingerprint(tensors) -> str:
+    """Eight digits by which two people can tell whether they have the same numbers."""
     digest = hashlib.sha256()
-    for array in (dataset.observations, dataset.actions, dataset.rewards):
-        digest.update(np.ascontiguousarray(array.numpy()))
+    for tensor in tensors:
+        digest.update(np.ascontiguousarray(tensor.numpy()))
     return digest.hexdigest()[:8]
 
 
@@ -276,12 +288,13 @@ def simulate(
     env_id: str, dataset: str, size: int, seed: int, action_kind: str, prey=None, policies=None
 ) -> Dataset:
     """`size` transitions (whole episodes) of a quality or mix, the same for the same seed."""
-    horizon, teams, players, hunted = HORIZONS[env_id], None, None, None
+    horizon, teams, players, hunted, prey_hash = HORIZONS[env_id], None, None, None, "none"
     episodes, known, scores = size // horizon, {}, (two_doors.random_score(), two_doors.optimal_score())
     if env_id != two_doors.ENV_ID:
         players = load_policies(env_id, folder=Path(policies or POLICY_DIR), action_kind=action_kind)
         layers = omar.load_prey(Path(prey), env_id) if prey else players.prey
         hunted = layers and greedy(layers, action_kind)
+        prey_hash = fingerprint(layers) if layers else "none"
         known, scores = players.facts, (players.facts["random_score"], players.facts["expert_score"])
     if is_mix(dataset):
         mix, (teams, facts_of_teams) = parse_mix(dataset, env_id), load_teams(env_id)
@@ -295,6 +308,7 @@ def simulate(
         seed=seed,
         dataset=simulated_name(env_id, dataset),
         behaviour=json.dumps(known),
+        prey=prey_hash,
         versions=json.dumps({package: version(package) for package in PACKAGES}),
         format=FORMAT,
     )
@@ -372,7 +386,7 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except BlockingIOError:
-        raise InputError(f"{path} is locked: another program has it open for writing") from None
+        raise Locked(f"{path} is locked: another program has it open for writing") from None
 
 
 def read_facts(file: h5py.File) -> dict:

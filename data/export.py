@@ -117,8 +117,8 @@ def main(argv=None) -> None:
     args = parse(Args, argv, description=__doc__)
     size_and_seed = args.dataset_size, args.data_seed
     dataset = load_dataset(args.env_id, args.dataset, *size_and_seed, args.data_dir, "continuous")
-    if dataset.facts.get("source") == "omar":
-        raise InputError(f"{args.dataset} is in OMAR's format already")
+    if "source" in dataset.facts:
+        raise InputError(f"{args.dataset} is in OMAR's format already, or a vault")
     quality, seed = dataset.facts["quality"], dataset.facts.get("seed", args.data_seed)
     if not re.fullmatch(r"[\w-]+", quality) or not isinstance(seed, int):  # they become names of folders
         raise InputError(f"{args.dataset}: quality {quality!r} and seed {seed!r} cannot name a folder")

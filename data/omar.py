@@ -55,7 +55,7 @@ class Card(NamedTuple):
     """What a public dataset card says: mean and deviation of the episode return, and transitions."""
 
     mean: float
-    deviation: float
+    deviation: float | None
     transitions: int
 
 
