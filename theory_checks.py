@@ -404,7 +404,7 @@ def main(argv=None):
     shown = headline.curves(args.agents, args.seed) if "lemma1" in names else None
     report.save(Path(args.out), asdict(args), rows, shown)
     if shown:
-        report.save_figure(headline.draw, Path(args.out) / "linear_or_exponential", (13, 4.2), shown)
+        report.save_figure(headline.draw, Path(args.out) / "linear_or_exponential.png", (13, 4.2), shown)
     return int(any(row["verdict"] != row["expected"] for row in rows))
 
 

@@ -287,7 +287,8 @@ def noisier(worlds, actor: list[torch.Tensor], card: Card, unit: float, seed: in
     returns nearest to the card's: 3% of `unit`, and 25% of the deviation, count as equally far."""
 
     def far(log_std):
-        returns = play(worlds, half(with_deviation(actor, torch.tensor(log_std))), seed)
+        noisy = half(with_deviation(actor, torch.tensor(log_std)))
+        returns = torch.cat([play(worlds, noisy, seed + i) for i in range(5)])  # falls are rare
         mean, deviation = float(returns.mean()), float(returns.std())
         return ((mean - card.mean) / (0.03 * unit)) ** 2 + (math.log(deviation / card.deviation) / 0.25) ** 2
 

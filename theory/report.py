@@ -8,7 +8,6 @@ from collections import namedtuple
 from functools import partial
 from pathlib import Path
 
-import matplotlib
 import torch
 from matplotlib.figure import Figure
 from tabulate import tabulate
@@ -16,7 +15,6 @@ from tabulate import tabulate
 from theory.dec_mdps import exact
 from utils.files import atomic, current_commit
 
-matplotlib.rcParams["pdf.fonttype"] = 42  # text stays text
 HOLDS, CONDITION, FAILS, MEASURED = "holds", "holds with a condition", "fails", "measured"
 PAPER, READING = "the paper's words", "a natural reading"  # what a claim that fails is
 ROUNDING = {"<=": 1e-11, "=": 1e-9}  # relative: what separates a broken claim from float64 noise
@@ -108,10 +106,9 @@ def save(folder: Path, args: dict, rows, headline) -> None:
         partial.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def save_figure(draw, stem: Path, size, *args) -> None:
-    """draw(figure, *args) as PNG and PDF, the same bytes every time."""
+def save_figure(draw, path: Path, size, *args) -> None:
+    """draw(figure, *args) as a PNG file."""
     figure = Figure(figsize=size, layout="constrained")
     draw(figure, *args)
-    for suffix, metadata in ((".png", None), (".pdf", {"CreationDate": None})):
-        with atomic(stem.with_name(stem.name + suffix)) as partial:
-            figure.savefig(partial, dpi=110, metadata=metadata)
+    with atomic(path) as partial:
+        figure.savefig(partial, dpi=110)

@@ -139,7 +139,7 @@ def main(argv=None):
     table = pandas.DataFrame(lines).T.rename_axis(CELL).reset_index()
     with atomic(Path(args.out) / "evaluation.csv") as partial:
         table.to_csv(partial, index=False, float_format="%.4g")
-    save_figure(draw, Path(args.out) / "evaluation", (15, 6), table)
+    save_figure(draw, Path(args.out) / "evaluation.png", (15, 6), table)
 
 
 if __name__ == "__main__":
