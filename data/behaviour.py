@@ -247,7 +247,8 @@ def train(worlds, teams: list[Team], iterations: int, args: Args, generator, tit
 
 
 def play(worlds, actor: list[torch.Tensor] | None, seed: int) -> torch.Tensor:
-    """Undiscounted episode returns [W] of the team, mean over its agents."""
+    """Undiscounted episode returns [W] of the team, mean over its agents; the same for the same seed."""
+    worlds.reset(seed=seed)
     rewards = rollout(worlds, actor, torch.Generator().manual_seed(seed))["rewards"]
     return rewards.double().mean(-1).sum(-1)
 

@@ -145,7 +145,7 @@ def load_teams(env_id: str, folder: Path = POLICY_DIR) -> tuple[list, list[dict]
         if [layer.shape for layer in layers] != shapes or len(facts["teams"]) != shapes[0][0]:
             raise ValueError(f"its networks have other shapes than {shapes}")
     actors = [expert.iterates[-1], *([layer[m] for layer in layers] for m in range(len(layers[0])))]
-    known = [{k: expert.facts[k] for k in ("expert_score", "training")}, *facts["teams"]]
+    known = [dict(training=expert.facts["training"]), *facts["teams"]]
     return [functools.partial(Softmax.act, actor) for actor in actors], known
 
 
@@ -264,11 +264,10 @@ def main(argv=None) -> None:
         trained = [train_behaviour(replace(settings, seed=seed)) for seed in args.seeds]
         actors = {f"actor{j}": np.stack([arrays[f"actor{j}"][-1] for arrays in trained]) for j in range(6)}
         facts = [json.loads(str(arrays["facts"])) for arrays in trained]
-        teams = [{k: team[k] for k in ("expert_score", "training", "torch")} for team in facts]
+        teams = [{k: team[k] for k in ("training", "torch")} for team in facts]
         known = json.dumps(dict(env_id=TEAMS_ENV_ID, teams=teams))
         np.savez_compressed(partial, **actors, facts=np.array(known))
-    scores = ", ".join(f"{team['expert_score']:.1f}" for team in teams)
-    say(f"{path}: scores {scores}, {path.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s")
+    say(f"{path}: {len(teams)} teams, {path.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ ROUND = {
             "values(critic, next_state, joint)  #",
         ),
         "clipped by one norm": (".square().sum((-2, -1), keepdim=True)", ".square().sum()"),
-        "equal weights": ("replacement_weights(u)\n", "replacement_weights(0 * u)\n"),
+        "weights rise with u": ("replacement_weights(u)\n", "replacement_weights(1 / u)\n"),
     },
     "actors": {
         "next observations": ("actor_outputs(actor, obs)  #", "actor_outputs(actor, next_obs)  #"),

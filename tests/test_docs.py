@@ -16,7 +16,6 @@ from matplotlib.mathtext import MathTextParser
 
 from data.datasets import read_dataset
 from data.omar import PUBLISHED_CARDS, PUBLISHED_SCORES
-from envs.shipped import load_policies
 from experiments import levels
 
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -101,17 +100,6 @@ def test_the_readme_has_the_results():
     rows = [row for row in tables(TEXT["README.md"]) if "spacql" in row]
     assert len(rows) >= 12 and [row for row in rows if not_in_results(row)] == []
     assert all(not_in_results(row | {key: row[key] + "1"}) for row in rows for key in row)
-
-
-def test_scores_of_the_data():
-    rows = [row for row in tables(TEXT["data.md"]) if "our random" in row]
-    assert len(rows) == 7
-    for row in rows:
-        facts = load_policies(row["task"], action_kind=row["actions"]).facts
-        for who in ("random", "expert"):
-            assert float(row[f"our {who}"]) == round(facts[f"{who}_score"], 1)
-        for quality in ("random", "medium-replay", "medium", "expert"):
-            assert not not_in_results(dict(task=row["task"], data=f"{quality} ({row[quality]})"))
 
 
 def test_a_run_leaves_what_is_said(data_dir, elsewhere):

@@ -68,7 +68,7 @@ def test_cloning_learns(script, data_dir, capfd):
     assert list(history["history_round"]) == list(range(3, 121, 3))
     loss = history["history_actor_loss"]
     assert loss.shape == history["history_scores"].shape == (40, 2)
-    assert (loss[-10:].mean(0) < loss[0] - 0.05).all()
+    assert (loss[-10:].mean(0) < 0.95 * loss[0]).all()
     untrained, _ = clone(data_dir, script, "--rounds 1 --learning-rate 1e-9 --num-seeds 2")
     assert summary["score_mean"] > max(untrained["score_mean"] + 20, 0.75 * summary["data_score"])
     assert Path(untrained["folder"]).name == f"{Path(summary['folder']).name}-2", "a folder of its own"
