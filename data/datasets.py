@@ -56,14 +56,8 @@ CHUNK_STEPS = 50_000  # transitions simulated at once, by one policy
 TEXTS = ("env_id", "quality", "action_kind")  # attributes that a file must have
 SCORES = ("random_score", "expert_score")  # these too
 MEASURED = ("dependence", "dependence_error", "predictability")  # attributes that a file may lack
-NOTED = (
-    "seed",
-    "dataset",
-    "behaviour",
-    "prey",
-    "versions",
-    "format",
-)  # and those of files that are simulated here
+# And those of files that are simulated here.
+NOTED = ("seed", "dataset", "behaviour", "prey", "versions", "format")
 LARGEST = 1e6  # observation or reward that is taken for one of a world
 # In nats, above which a warning is due. The qualities measure up to 0.005 (medium-replay: iterates in turn),
 # mixes of teams with share=0.5 and unit=step 0.03 to 0.14. By Pinsker's inequality up to 0.02 the

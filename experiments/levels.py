@@ -52,16 +52,15 @@ def row_of(env_id: str, kind: str, quality: str, data_dir: Path) -> dict:
 
 def table(rows: pd.DataFrame) -> str:
     """The rows as two Markdown tables with a column for each quality: mean and deviation of the return with
-    forces and torques, and normalised scores with those and with moves; the paper's above ours."""
+    forces and torques, and normalised scores with moves; the paper's above ours."""
     forces, moves = (rows[rows["actions"] == kind] for kind in ("continuous", "discrete"))
     returns = {
         "the paper's": forces.assign(cell=spread(forces["published_mean"], forces["published_deviation"])),
         "ours": forces.assign(cell=spread(forces["mean"], forces["deviation"])),
     }
     points = {
-        "the paper's": forces.assign(cell=forces["points"]),
-        "ours, forces or torques": forces.assign(cell=forces["our_points"]),
-        "ours, moves": moves.assign(cell=moves["our_points"]),
+        "the paper's": moves.assign(cell=moves["points"]),
+        "ours": moves.assign(cell=moves["our_points"]),
     }
     return "\n\n".join(markdown(parts) for parts in (returns, points))
 
