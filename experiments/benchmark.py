@@ -25,7 +25,7 @@ DEFAULT = dict(seeds=1, critics=10, agents=3, batch=256, penalty_agents=1)
 CASES = [{}, dict(batch=1024), dict(batch=1024, penalty_agents=3)]  # the last is the paper's size
 CASES += [dict(critics=2), dict(critics=5), dict(critics=20), dict(agents=5), dict(agents=10)]
 CASES += [dict(seeds=2), dict(seeds=5), dict(seeds=10), dict(batch=4096)]
-REPETITIONS = 20
+REPETITIONS = 50
 ALPHA, RATE, GAMMA, HIDDEN, ENTROPY_COEF = 0.5, 0.01, 0.95, 64, 0.1
 REPORT = """# Benchmark
 
