@@ -123,6 +123,7 @@ def measure(steps):
 def main(argv=None):
     """Measure every script and case, and write the report."""
     args = parse(Args, argv, description="\n".join(__doc__.splitlines()[:1]))
+    measure(Steps(spacql, **DEFAULT))  # a process is slow at first
     rows, default = [], {}
     for script, sizes in itertools.product((spacql, spacql_continuous), CASES):
         steps = Steps(script, **(DEFAULT | sizes))
