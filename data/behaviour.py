@@ -302,9 +302,10 @@ def noisier(worlds, actor: list[torch.Tensor], card: Card, unit: float, seed: in
 def levels(iterates, worlds, args: Args) -> tuple[dict, list[list[torch.Tensor]]]:
     """What makes data like the paper's: facts, and the actors that play, the expert last.
 
-    The facts: the two scores that count as 0 and 100, which of training the actors are, and `weights`, how
-    often each but the expert plays in medium-replay and medium data. Of forces and torques the scores are the
-    published ones; of discrete actions the expert of ours gets the published expert's score.
+    The facts: the two scores that count as 0 and 100, what the last iterate reaches, which of training the
+    actors are, and `weights`, how often each but the expert plays in medium-replay and medium data. Of forces
+    and torques the scores are the published ones; of discrete actions the expert of ours gets the published
+    expert's score.
     """
     cards, (low, high), seed = PUBLISHED_CARDS[args.env_id], PUBLISHED_SCORES[args.env_id], args.seed + 4
     number = round(args.expert_at * args.iterations)
@@ -337,6 +338,7 @@ def levels(iterates, worlds, args: Args) -> tuple[dict, list[list[torch.Tensor]]
     facts = dict(
         random_score=random_score,
         expert_score=expert_score,
+        trained_return=float(play(worlds, half(iterates[-1][1]), seed).mean()),
         kept_iterations=[*kept.tolist(), number],
         weights={quality: x.round(5).tolist() for quality, x in weights.items()},
     )
@@ -401,8 +403,8 @@ def main(argv=None) -> None:
         arrays = train_behaviour(args)
         np.savez_compressed(partial, **arrays)
     facts = json.loads(str(arrays["facts"]))
-    scores = f"0 is {facts['random_score']:.1f}, 100 is {facts['expert_score']:.1f}"
-    say(f"{path}: {scores}, {path.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s")
+    scores = "{random_score:.1f} is 0, {expert_score:.1f} is 100, it reaches {trained_return:.1f}"
+    say(f"{path}: {scores.format(**facts)}, {path.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from matplotlib.mathtext import MathTextParser
 
 from data.datasets import read_dataset
 from data.omar import PUBLISHED_CARDS, PUBLISHED_SCORES
+from envs.shipped import load_policies
 from experiments import levels
 
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -162,3 +163,6 @@ def test_the_levels_of_the_data_are_the_papers():
             near = 0.1 * card.mean
         assert row.transitions == card.transitions and abs(row.mean - card.mean) < near, row
         assert row.actions == "discrete" or 0.75 < row.deviation / card.deviation < 1.25, row
+    for env_id in ("simple_tag", "simple_world"):  # against the shipped prey
+        reached = load_policies(env_id, action_kind="continuous").facts["trained_return"]
+        assert abs(reached / PUBLISHED_CARDS[env_id]["expert"].mean - 1) < 0.1
