@@ -6,8 +6,8 @@
 Each learner has its own actor (envs/shipped.py); one central value function sees the team's observations, in
 HalfCheetah the simulator's state, and predicts each member's own return (MAPPO, Yu et al. 2022). In
 simple_tag and simple_world a prey is first trained in self-play against such a team and frozen. The predators
-that make the datasets are then trained from scratch against it. Because PPO is on-policy, rolling out the
-saved iterates again is a fresh sample of its replay buffer.
+that make the datasets are then trained from scratch against it. The iterates of training play what is logged,
+so often that the data are like the paper's.
 
 Array letters: N agents of a team, P bodies of a world, W worlds, T steps, O observation numbers, A discrete
 actions or numbers of an action, S numbers that the value function sees.
@@ -37,7 +37,7 @@ from utils.files import atomic, parse, run_script, say
 
 HIDDEN = 64  # units of both hidden layers of the actors, half those of the value function
 INITIAL_STD = 0.6  # of Gaussian actors, near that of uniform actions
-MEDIUM_SHARES = (0.6, 1.4)  # of the medium level, between which the iterates lie that make medium data
+MEDIUM_SHARES = (0.6, 1.4)  # of the way from random to medium: between them are the iterates of medium data
 
 
 @dataclass(frozen=True)
@@ -283,15 +283,15 @@ def with_deviation(actor: list[torch.Tensor], log_std: torch.Tensor) -> list[tor
     return [*actor[:-1], log_std.expand_as(actor[-1])]
 
 
-def noisier(worlds, actor: list[torch.Tensor], card: Card, unit: float, seed: int) -> list[torch.Tensor]:
+def noisier(worlds, actor: list[torch.Tensor], card: Card, span: float, seed: int) -> list[torch.Tensor]:
     """The Gaussian actor with the one deviation of all its actions that brings mean and deviation of its
-    returns nearest to the card's: 3% of `unit`, and 25% of the deviation, count as equally far."""
+    returns nearest to the card's: 3% of `span`, and 25% of the deviation, count as equally far."""
 
     def far(log_std):
         noisy = half(with_deviation(actor, torch.tensor(log_std)))
         returns = torch.cat([play(worlds, noisy, seed + i) for i in range(5)])  # falls are rare
         mean, deviation = float(returns.mean()), float(returns.std())
-        return ((mean - card.mean) / (0.03 * unit)) ** 2 + (math.log(deviation / card.deviation) / 0.25) ** 2
+        return ((mean - card.mean) / (0.03 * span)) ** 2 + (math.log(deviation / card.deviation) / 0.25) ** 2
 
     found = minimize_scalar(
         far, bounds=(math.log(0.03), math.log(1.5)), method="bounded", options=dict(xatol=0.02)
@@ -314,14 +314,16 @@ def levels(iterates, worlds, args: Args) -> tuple[dict, list[list[torch.Tensor]]
         expert = noisier(worlds, expert, cards["expert"], high - low, seed)
     else:
         random_score = float(play(worlds, None, seed).mean())
-        cards = {quality: card._replace(deviation=None) for quality, card in cards.items()}  # ours is larger
+        cards = {quality: card._replace(deviation=None) for quality, card in cards.items()}  # moves vary more
         gained = float(play(worlds, half(expert), seed).mean()) - random_score
         expert_score = random_score + gained * (high - low) / (cards["expert"].mean - low)
+    if expert_score <= random_score:
+        say("warning: the trained team is no better than random play: its data will be refused")
     unit = (expert_score - random_score) / (high - low)  # of our returns, in the published ones
     least, most = (low + share * (cards["medium"].mean - low) for share in MEDIUM_SHARES)
     actors, moments = [], []
     for _, actor in iterates[:-1]:
-        if args.quiet != 1:
+        if args.quiet != 1 and args.action_kind == "continuous":
             actor = with_deviation(actor, actor[-1] + math.log(args.quiet))
         actors.append(actor)
         returns = play(worlds, half(actor), seed)
@@ -335,6 +337,8 @@ def levels(iterates, worlds, args: Args) -> tuple[dict, list[list[torch.Tensor]]
     medium = np.zeros(len(kept))
     medium[near] = mixture(mean[near], deviation[near], cards["medium"])
     weights = {"medium-replay": mixture(mean, deviation, cards["medium-replay"]), "medium": medium}
+    for quality, x in weights.items():
+        say(f"{quality}: mean return {x @ mean:.1f} in the paper's unit, its own is {cards[quality].mean}")
     facts = dict(
         random_score=random_score,
         expert_score=expert_score,
@@ -390,13 +394,18 @@ def main(argv=None) -> None:
     task = parse(Args, argv, description=__doc__)
     args = parse(Args, argv, default=default_args(task.env_id, task.action_kind))
     for name, value in asdict(args).items():
-        least = 0 if name == "value_iterations" else 1
+        least = dict(value_iterations=0, score_episodes=2).get(name, 1)
         if type(value) is int and name != "seed" and value < least:
             raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+        most = 1 if name in ("gamma", "gae_lambda", "expert_at") else math.inf
+        if type(value) is float and name != "entropy_coef" and not 0 < value <= most:
+            raise InputError(f"--{name.replace('_', '-')} {value} is out of range")
     if args.prey and (args.action_kind == "discrete" or args.out.resolve() == POLICY_DIR.resolve()):
         raise InputError(
             "--prey is for --action-kind continuous, and --out FOLDER, not among the shipped ones"
         )
+    if args.prey and not (args.env_id in WITH_PREY and args.prey.is_file()):
+        raise InputError(f"--prey is for {' and '.join(WITH_PREY)}, and a file: {args.prey}")
     start = time.time()
     path = args.out / f"{args.env_id}-{args.action_kind}.npz"
     with atomic(path) as partial:  # around the training too: first it is seen whether the folder can be made

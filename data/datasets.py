@@ -9,13 +9,14 @@ A dataset is one HDF5 file. E episodes of T steps, N learning agents, O observat
     terminals     [E, T]            bool      all False: these tasks only stop by their time limit
     timeouts      [E, T]            bool      True at the last step of an episode
     attributes    format, env_id, quality, action_kind, random_score, expert_score, seed, behaviour (JSON),
-                  versions, dataset (what was asked for), dependence, dependence_error and predictability
+                  prey (a hash), versions, dataset (what was asked for), dependence, dependence_error and
+                  predictability
 
 Elsewhere than in HalfCheetah the observations side by side are the state. Files are simulated from the
-shipped policies, deterministically from a seed. Only the learners' rows are stored; the prey belongs to the
-world. How much the agents' actions depend on one another (data/mixes.py) is measured once, when a file is
-simulated; of other data, when they are loaded. Mixes of teams are made by data/mixes.py; folders of arrays as
-the paper's data come in are read by data/omar.py.
+shipped policies or others, deterministically from a seed. Only the learners' rows are stored; the prey
+belongs to the world. How much the agents' actions depend on one another (data/mixes.py) is measured once,
+when a file is simulated; of other data, when they are loaded. Mixes of teams are made by data/mixes.py;
+folders and vaults, which the paper's data come in, are read by data/omar.py and data/vaults.py.
 """
 
 import hashlib
@@ -117,8 +118,8 @@ def load_dataset(
     """The dataset of a task. Its facts are the file's attributes, and data_score, the normalised mean return.
 
     dataset: one of QUALITIES or a mix of teams (simulated into `folder` once: `size` transitions, by default
-    as many as the paper's have, from `seed`), the path of an .h5 file, or, of continuous actions, the path of
-    an OMAR folder. prey: the file of another prey than the shipped one; policies: the folder of other
+    as many as the paper's have, from `seed`), the path of an .h5 file, or, of continuous actions, of an
+    OMAR folder or a vault. prey: the file of another prey than the shipped one; policies: the folder of other
     behaviour policies. Raises InputError, in one line, for whatever is wrong with any of them.
     """
     check_choice("env-id", env_id, ENV_IDS_OF_KIND[action_kind])
@@ -136,7 +137,7 @@ def load_dataset(
             raise
         except InputError as error:
             raise InputError(f"{error}; delete it to simulate it anew") from None
-    elif path.is_dir():
+    elif path.is_dir() or vaults.is_vault(path):
         if action_kind == "discrete":
             raise InputError(
                 f"{path} is a folder, as of continuous actions: use {SCRIPT_OF_KIND['continuous']}"
@@ -149,6 +150,7 @@ def load_dataset(
     else:
         check_choice("dataset", dataset, QUALITIES)  # raises: it is none of them
     check_physics(dataset, found, env_id)
+    check_prey(dataset, found.facts, prey, policies)
     facts = found.facts | dict(hash=fingerprint([found.observations, found.actions, found.rewards]))
     if not set(MEASURED) <= set(facts):
         facts = facts | measure_dependence(found)
@@ -201,6 +203,24 @@ def simulated_name(env_id: str, dataset: str) -> str | None:
     return dataset if dataset in QUALITIES else None
 
 
+def prey_network(env_id: str, action_kind: str, prey: str | None, policies: str | None):
+    """The prey's layers, from the file `prey`, the folder `policies`, or as shipped; None for no prey."""
+    if env_id not in WITH_PREY:
+        return None
+    if prey:
+        return omar.load_prey(Path(prey), env_id)
+    return load_policies(env_id, folder=Path(policies or POLICY_DIR), action_kind=action_kind).prey
+
+
+def check_prey(name: str, facts: dict, prey: str | None, policies: str | None) -> None:
+    """Raise InputError where a file says that it was logged against another prey than is to be played."""
+    if facts["env_id"] in WITH_PREY and "prey" in facts:
+        played = fingerprint(prey_network(facts["env_id"], facts["action_kind"], prey, policies))
+        if played != facts["prey"]:
+            other = f"prey {facts['prey']}, not {played}: name it with --prey or --policies"
+            raise InputError(f"{name} was logged against {other}")
+
+
 def find_prey(args, device="cpu"):
     """The prey of continuous actions that data were logged with, for `make_env`: from the file args.prey, the
     folder args.policies, or, of an args.dataset that is a folder, from the nearest PREY_FILE in it or up to
@@ -213,7 +233,7 @@ def find_prey(args, device="cpu"):
             raise InputError(f"--prey is for {' and '.join(WITH_PREY)}")
         return None
     if policies:
-        layers = load_policies(env_id, folder=Path(policies), action_kind="continuous").prey
+        layers = prey_network(env_id, "continuous", None, policies)
         return greedy([p.to(device) for p in layers], "continuous")
     places = [Path(prey)] if prey else [place / file for place in (folder, *folder.parents[:PREY_LEVELS])]
     if prey is None and (dataset in QUALITIES or folder.suffix in HDF5_SUFFIXES or folder.is_file()):
@@ -286,10 +306,11 @@ def simulate(
     episodes, known, scores = size // horizon, {}, (two_doors.random_score(), two_doors.optimal_score())
     if env_id != two_doors.ENV_ID:
         players = load_policies(env_id, folder=Path(policies or POLICY_DIR), action_kind=action_kind)
-        layers = omar.load_prey(Path(prey), env_id) if prey else players.prey
+        layers = prey_network(env_id, action_kind, prey, policies)
         hunted = layers and greedy(layers, action_kind)
         prey_hash = fingerprint(layers) if layers else "none"
-        known, scores = players.facts, (players.facts["random_score"], players.facts["expert_score"])
+        scores = players.facts["random_score"], players.facts["expert_score"]
+        known = {} if prey else players.facts  # of those who play
     if is_mix(dataset):
         mix, (teams, facts_of_teams) = parse_mix(dataset, env_id), load_teams(env_id)
         known = dict(teams=facts_of_teams[: mix.teams])

@@ -6,8 +6,7 @@ A folder `<env>/<quality>/seed_<0..4>_data/` holds for each learning agent i, wi
     rews_i.npy, dones_i.npy         [R] or [R, 1]     states_i.npy, next_states_i.npy    [R, 17] (HalfCheetah)
 
 The rows are whole episodes of T steps, one after the other; rows are counted from 0. The prey of simple_tag
-and
-simple_world has no rows: it is a network in `pretrained_adv_model.pt`, in the folder `<env>/`.
+and simple_world has no rows: it is a network in `pretrained_adv_model.pt`, in the folder `<env>/`.
 `data/export.py` writes such folders.
 
 Array letters: E episodes, T steps, N learning agents, O observation numbers, A action
@@ -152,6 +151,7 @@ def open_files(folder: Path, env_id: str) -> dict[tuple[str, int], np.ndarray]:
     if missing:
         listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         inner = [*sorted(folder.glob("*/obs_0.npy")), *sorted(folder.glob("*/*/obs_0.npy"))]
+        inner += sorted(folder.glob("*.vlt/*/metadata.json"))
         hint = f"; did you mean {inner[0].parent}?" if inner else ""
         wanted = f"{', '.join(f'{name}_i.npy' for name in widths)} of agents 0..{num - 1} are expected"
         raise InputError(f"{folder} is not an OMAR folder of {env_id}: it lacks {listed} ({wanted}){hint}")

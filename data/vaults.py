@@ -48,6 +48,9 @@ def read_vault(folder: Path, env_id: str) -> tuple[dict[str, np.ndarray], dict]:
         raise InputError(
             f"{folder} is a vault: name one of its datasets, {folder}/NAME, of {inner or 'none'}"
         )
+    if not (folder / "metadata.json").is_file():
+        inner = ", ".join(sorted(path.name for path in folder.parent.glob("*/")))
+        raise InputError(f"{folder} is no dataset of a vault: {folder.parent} has {inner or 'none'}")
     with reading(folder / "metadata.json", "what describes a vault"):
         named = json.loads((folder / "metadata.json").read_text())["structure_shape"]
         leaves = ["observations", "actions", "rewards", "terminals"]
@@ -66,6 +69,8 @@ def read_vault(folder: Path, env_id: str) -> tuple[dict[str, np.ndarray], dict]:
             if stored.shape[0] != 1 or stored.shape[1] < steps:
                 raise ValueError(f"{leaf} has shape {stored.shape}, where {steps} time steps are valid")
             arrays[leaf] = stored[0, :steps].read().result()  # [R, ...]
+        if steps == 0 or arrays["observations"].ndim != 3:
+            raise ValueError(f"its observations have shape {arrays['observations'].shape}")
     return episodes(folder, arrays, env_id), omar.facts_of(folder, env_id, "vault")
 
 
@@ -80,8 +85,8 @@ def episodes(folder: Path, arrays: dict[str, np.ndarray], env_id: str) -> dict[s
         if name in arrays:
             ends |= arrays.pop(name).reshape(rows, -1).any(1)
     wanted = np.arange(1, rows + 1) % horizon == 0
-    if rows == 0 or rows % horizon or (ends != wanted).any():
-        row = int((ends != wanted).argmax())
+    if rows % horizon or (ends != wanted).any():
+        row = int((ends != wanted).argmax()) if (ends != wanted).any() else rows // horizon * horizon
         raise InputError(f"{folder}: {rows} steps are not whole episodes of {horizon}, from step {row} on")
     shapes = dict(
         observations=(rows, stored, max(obs_dim, arrays["observations"].shape[-1])),
@@ -102,7 +107,8 @@ def episodes(folder: Path, arrays: dict[str, np.ndarray], env_id: str) -> dict[s
     cut = {}
     for name, array in arrays.items():
         array = array[:, :agents] if name != "infos.state" else array
-        array = array.astype(np.float32).reshape(-1, horizon, *array.shape[1:])
+        with np.errstate(over="ignore"):  # a double may be finite and too large for a float32
+            array = array.astype(np.float32).reshape(-1, horizon, *array.shape[1:])
         omar.refuse(folder, ~np.isfinite(array), f"of {name} is not finite")
         if name in ("observations", "infos.state"):
             array = np.concatenate([array, array[:, -1:]], axis=1)

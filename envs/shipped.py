@@ -177,6 +177,7 @@ def policy_file(env_id: str, folder: Path = POLICY_DIR, action_kind: str = "disc
     path = Path(folder) / f"{env_id}-{action_kind}.npz"
     if not path.is_file():
         command = f"python -m data.behaviour --env-id {env_id} --action-kind {action_kind}"
+        command += f" --out {folder}" * (Path(folder) != POLICY_DIR)
         raise InputError(f"no policy file {path}; make it with: {command}")
     return path
 
@@ -196,7 +197,7 @@ def read_networks(path: Path, env_id: str) -> tuple[dict[str, torch.Tensor], dic
 def load_policies(
     env_id: str, device="cpu", folder: Path = POLICY_DIR, action_kind: str = "discrete"
 ) -> Policies:
-    """Read the shipped policies of a task. Raises InputError where there are none, or others."""
+    """The policies of a task, by default the shipped ones. Raises InputError where there are none."""
     path = policy_file(env_id, folder, action_kind)
     tensors = range(6 if action_kind == "discrete" else 7)  # three layers' weights and biases, log_std
     with reading(path, f"a policy file of {env_id}"):
@@ -206,7 +207,7 @@ def load_policies(
         if facts["action_kind"] != action_kind:
             raise ValueError(f"it holds {facts['action_kind']} policies")
         for weights in facts["weights"].values():
-            if min(weights) < 0 or any(len(layer) != len(weights) + 1 for layer in actor):
+            if not all(w >= 0 for w in weights) or any(len(layer) != len(weights) + 1 for layer in actor):
                 raise ValueError("it does not say how often each iterate plays")
         if not all(math.isfinite(facts[k]) for k in ("random_score", "expert_score")):
             raise ValueError("its scores are not finite")

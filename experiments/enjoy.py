@@ -20,7 +20,7 @@ import tyro
 
 import spacql
 import spacql_continuous
-from data.datasets import find_prey, normalise
+from data.datasets import check_prey, find_prey, normalise
 from envs import make_env
 from envs.particles import ENV_IDS
 from envs.shipped import POLICY, load_policies
@@ -59,6 +59,7 @@ def load_team(folder, device="cpu"):
         raise InputError(f"the settings of {folder} are not those of this version") from None
     for name in (*runs.NETWORKS, "scale"):
         saved[name] = [x.to(device) for x in saved[name]]
+    check_prey(str(folder), saved["facts"], getattr(args, "prey", None), getattr(args, "policies", None))
     worlds = partial(make_env, args.env_id, num_agents=saved["actor"][0].shape[1], device=device)
     if script is spacql_continuous:
         prey = find_prey(args, device)

@@ -325,6 +325,7 @@ def save_results(
         best_mean=round(float(np.max(history["scores"], axis=0).mean()), 2),
         data_score=round(facts["data_score"], 2),
         data_hash=facts["hash"],
+        prey=facts.get("prey"),
         k_eff=round(float(np.mean(history["k_eff"][-1])), 4),
         weights=weights.round(4).tolist(),
         eval_seconds=history["seconds"],
