@@ -31,7 +31,7 @@ from utils.errors import InputError
 pytestmark = [pytest.mark.usefixtures("elsewhere"), pytest.mark.filterwarnings("error")]
 KEYS = (
     "folder env_id dataset backup penalty actor_others clone_weight num_critics learning_rate cql_alpha"
-    " rounds seeds scores score_mean score_std best_mean data_score data_hash k_eff weights eval_seconds"
+    " rounds seeds scores score_mean score_std best_mean data_score data_hash prey k_eff weights eval_seconds"
     " wall_s device"
 ).split()
 NAME = "simple_spread__medium__spacql-cfcql-3critics__seed{}x{}"
