@@ -20,6 +20,7 @@ SCRIPTS = {
     "cloning": "spacql.py",  # some behaviour cloning in the actor, for narrow data
     "cloning-continuous": "spacql_continuous.py",
     "coordination": "spacql.py",  # data whose teams act together, more or less
+    "recipe": "-m experiments.original_recipe",  # on the paper's own random data
 }
 BACKUPS = ("spacql", "icql-qs", "joint", "uniform")
 BASELINES = ("cfcql", "macql", "bc")
@@ -35,6 +36,45 @@ FLAGS = {
     **{f"{backup}-vs-policy": f"--backup {backup} --actor-others policy" for backup in BACKUPS},
     "clone": "--clone-weight 1",
     "clone-10": "--clone-weight 10",
+}
+# The original recipe, minus one of its parts; then all of them, and what of it can be put back.
+OURS = (
+    "--norm-states data --no-affine --no-small-last-layer --no-first-critic --no-first-batch --no-terminal"
+    " --no-clip-together --no-exact-k1 --no-agents-mean --centred-rewards --output-l2 0.1"
+)
+RECIPES = {
+    "original": "",
+    "cured": "--norm-calls not-target",  # the target's actions by the data's statistics
+    "ours": f"{OURS} --norm-actions none",
+    "target": "--norm-calls target",
+    "fit": "--norm-calls fit",
+    "actor": "--norm-calls actor",
+    "states": "--norm-actions data",
+    "actions": "--norm-states data",
+    "fixed": "--norm-states data --norm-actions data --no-affine",
+    "fixed-affine": "--norm-states data --norm-actions data",
+    "running": "--norm-states running --norm-actions running",
+    "one-pass": "--norm-actions one-pass",
+    "own-calls": "--no-one-call",
+    "ours-call": f"{OURS} --norm-actions call",
+    "ours-own-calls": f"{OURS} --norm-actions call --no-one-call",
+    "large-last-layer": "--no-small-last-layer",
+    "mean-critic": "--no-first-critic",
+    "last-batch": "--no-first-batch",
+    "timeouts": "--no-terminal",
+    "no-noise": "--target-noise 0",
+    "own-clip": "--no-clip-together",
+    "no-l2": "--action-l2 0",
+}
+RECIPE_BACKUPS = {
+    "joint": "--backup joint",
+    "icql-qs": "--backup icql-qs",
+    "spacql": "--backup spacql --num-critics 10",
+}
+FLAGS |= {
+    f"{backup}-{recipe}": f"{flags} {changes} --penalty-agents 1"
+    for backup, flags in RECIPE_BACKUPS.items()
+    for recipe, changes in RECIPES.items()
 }
 
 
@@ -101,10 +141,18 @@ DISCRETE_SPREAD = {"random": 800, "medium-replay": 800, "medium": 400, "expert":
 CONTINUOUS_SPREAD = {"random": 800, "medium-replay": 300, "medium": 300, "expert": 300}
 # What two cores can train: the full size takes 100,000 rounds of ten critics of 256 units.
 REDUCED = "--num-critics 4 --hidden 128 --learning-rate 0.001 --eval-every 50"
+PREY_FILE = "--prey omar_prey/{}/pretrained_adv_model.pt"  # OMAR's, which is not shipped
 TEAMS = tuple(f"mix:teams=3,unit=step,share={share},noise=0.1" for share in (0, 0.5, 1))
 DOORS = tuple(f"mix:unit=step,share={share},noise=0.2" for share in (0, 0.25, 0.5, 0.75, 1))
 
+MAIN_RECIPES = ("original", "cured", "fixed", "ours")
+OTHERS = [recipe for recipe in RECIPES if recipe not in MAIN_RECIPES]
+TAG, RANDOM = ("simple_tag",), ("random",)
+RECIPE = dict(rounds=2000, batch_size=1024, num_seeds=2, flags=PREY_FILE.format(*TAG))
 PLAN = (  # in the order in which they run: the most telling first
+    block("recipe", TAG, RANDOM, [f"{b}-{r}" for r in MAIN_RECIPES for b in ("joint", "icql-qs")], **RECIPE),
+    block("recipe", TAG, RANDOM, [f"joint-{recipe}" for recipe in OTHERS], **RECIPE),
+    block("recipe", TAG, RANDOM, [f"icql-qs-{recipe}" for recipe in OTHERS], **RECIPE),
     block("discrete", SPREAD, QUALITIES, BACKUPS, DISCRETE_SPREAD),
     block("discrete", SPREAD, QUALITIES, BASELINES, DISCRETE_SPREAD),
     block("discrete", PREY, WIDE, METHODS, 400),
@@ -135,7 +183,7 @@ def planned_cells(quick: bool = False) -> list[Cell]:
     """All cells in the order in which they run. quick: two or three of every block, each of a few seconds."""
     if not quick:
         return [cell for cells in PLAN for cell in cells]
-    chosen = [cells[i] for cells in PLAN for i in (0, -1)]
+    chosen = [cells[i] for cells in PLAN for i in (0, -1) if "--prey" not in cells[i].flags]
     small = [cell._replace(**QUICK, flags=f"{cell.flags} {QUICK_FLAGS}".strip()) for cell in chosen]
     return list({cell[:6]: cell for cell in small}.values())
 

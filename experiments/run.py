@@ -36,7 +36,8 @@ from utils.files import TOP, atomic, current_commit, parse, run_script, say
 RECORD = "cell.json"  # written last into a run folder: what has it is done
 # The columns of the CSV files; what a method lacks stays empty.
 RUN_COLUMNS = [*KEYS, *"seed score best k_eff w1 w2 w3 wall_s stacked machine commit command".split()]
-CURVE_COLUMNS = [*KEYS, *"seed round score k_eff w1 w2 w3 u1 u2 u3 q_data".split()]
+MECHANISM = "policy_mean policy_std q_by_call q_by_data".split()  # of the original recipe
+CURVE_COLUMNS = [*KEYS, *"seed round score k_eff w1 w2 w3 u1 u2 u3 q_data".split(), *MECHANISM]
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def rows_of(folder: Path, cells: list[Cell]) -> tuple[pd.DataFrame, pd.DataFrame
         if flag != "out" and type(own)(value) != own:
             raise ValueError(f"it was run with --{flag} {own}, and {value} is planned")
     numbers = dict(score=history["scores"])  # [evaluations, S]
-    numbers |= {name: history[name] for name in ("k_eff", "q_data") if name in history}
+    numbers |= {name: history[name] for name in ("k_eff", "q_data", *MECHANISM) if name in history}
     for name, short in (("weights", "w"), ("u", "u")):
         for k in range(history[name].shape[2] if name in history else 0):
             numbers[f"{short}{k + 1}"] = history[name][:, :, k]
