@@ -5,7 +5,6 @@ name. Most jobs here run a stand-in for the training scripts, which writes at on
 """
 
 import contextlib
-import fnmatch
 import itertools
 import os
 import re
@@ -121,24 +120,22 @@ def an_interval_decides(judge):
 def one_method_must_be_above_all_rivals(find):
     """Of the rivals the one that is least below decides, of the methods the best; what lacks seeds cannot be
     told; and over several datasets the mean difference of those with seeds does."""
-    place = ("discrete", *RANDOM)
+    few = [1000.0, 1000.0]
     claim = Claim("", ("a", "b"), ("c", "d"), ())
-    for a, b, c, d, verdict, said in (
-        (70, 50, 60, 40, HOLDS, "a +10.0 [* against c"),
-        (70, 50, 90, 80, FAILS, "a -20.0 [* against c"),
-        (70, 50, 60, 70.1, OPEN, "a -0.1 [* against d"),
-        (70, 50, 60, None, OPEN, "too few seeds of * or d"),
-        (70, 50, 80, None, FAILS, "a -10.0 [* against c"),
-        (None, 50, 40, 30, HOLDS, "b +10.0 [* against c"),
-        (None, 50, 60, 30, OPEN, "too few seeds of a or *"),
+    for centres, verdict, begin, end in (
+        ((70, 50, 60, 40), HOLDS, "a +10.0 [", "c"),
+        ((70, 50, 90, 80), FAILS, "a -20.0 [", "c"),
+        ((70, 50, 60, 70.1), OPEN, "a -0.1 [", "d"),
+        ((70, 50, 60, None), OPEN, "too few seeds of ", "d"),
+        ((70, 50, 80, None), FAILS, "a -10.0 [", "c"),
+        ((None, 50, 40, 30), HOLDS, "b +10.0 [", "c"),
+        ((None, 50, 60, 30), OPEN, "too few seeds of a", ""),
     ):
-        scores = {(*place, m): around(x) for m, x in dict(a=a, b=b, c=c, d=d).items() if x is not None}
-        for name in "abcd":
-            scores.setdefault((*place, name), [1000.0, 1000.0])
-        found, _, text = find(claim, scores, [place])
-        assert found == verdict and fnmatch.fnmatch(text.replace("[", "("), said.replace("[", "(")), text
+        scores = {("x", name): around(c) if c else few for name, c in zip("abcd", centres, strict=True)}
+        found, _, said = find(claim, scores, [("x",)])
+        assert found == verdict and said.startswith(begin) and said.endswith(end)
     scores = {(q, m): around(x) for q, x in zip("xyz", (0, 30, 90), strict=True) for m in "ac"}
-    scores |= {("x", "a"): around(8), ("y", "a"): around(34), ("z", "c"): [0.0]}
+    scores |= {("x", "a"): around(8), ("y", "a"): around(34), ("z", "c"): few}
     found, value, _ = find(claim._replace(methods=("a",), rivals=("c",)), scores, [("x",), ("y",), ("z",)])
     assert (found, value) == (HOLDS, pytest.approx(6))
 
