@@ -4,7 +4,6 @@
     python -m experiments.run --quick             # a little of everything, into results/quick: minutes
     python -m experiments.run --dry-run           # one command per line, for any scheduler
     python -m experiments.run --jobs 0            # only collects what a scheduler has run
-    python -m experiments.run --ray auto          # the cells over a Ray cluster (pip install ray)
 
 A job is one command of a script on one core, all missing seeds of a cell side by side. Where it has ended
 well, a record, cell.json, is put into its run folder below runs/results; a folder without one starts anew, so
@@ -52,8 +51,6 @@ class Args:
     """run this cell, named as --dry-run does, and stop"""
     jobs: int = 2
     """cells run at a time, each on one core; 0 to collect and report only"""
-    ray: str | None = None
-    """run the cells as tasks of a Ray cluster: its address, auto, or local (needs the ray package)"""
 
 
 # ------ a job
@@ -82,23 +79,12 @@ def run_job(job: Job, runs: Path) -> str | None:
     return None
 
 
-def run_jobs(jobs: list[Job], runs: Path, workers: int, ray_address: str | None = None):
-    """Run jobs, `workers` at a time, or on a Ray cluster whose machines share this folder; yields (job, what
-    went wrong or None) as they end. After an interrupt no other one starts."""
+def run_jobs(jobs: list[Job], runs: Path, workers: int):
+    """Run jobs, `workers` at a time; yields (job, what went wrong or None) as they end. After an interrupt no
+    other one starts."""
     pool = ThreadPoolExecutor(max(workers, 1))
-    submit = pool.submit
-    if ray_address:
-        try:
-            import ray
-        except ImportError:
-            raise InputError("--ray needs the ray package: pip install ray") from None
-        ray.init(None if ray_address == "local" else ray_address, log_to_driver=False)
-
-        def submit(*call):
-            return ray.remote(num_cpus=1)(call[0]).remote(*call[1:]).future()
-
     try:
-        running = {submit(run_job, job, runs): job for job in jobs}
+        running = {pool.submit(run_job, job, runs): job for job in jobs}
         for ended in as_completed(running):
             error = ended.exception()
             yield running[ended], str(error) if error else ended.result()
@@ -198,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     write_tables(tables, out)
     failures = []
-    ended = run_jobs(jobs, runs, args.jobs, args.ray)
+    ended = run_jobs(jobs, runs, args.jobs)
     for job, wrong in tqdm(ended, total=len(jobs), unit="cell", file=sys.stderr, disable=not jobs):
         if wrong:
             failures.append(f"{job.name}: {wrong}")

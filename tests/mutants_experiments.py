@@ -4,7 +4,7 @@ arguments."""
 
 import numpy as np
 
-from experiments.claims import FAILS, HOLDS, OPEN, Estimate
+from experiments.claims import FAILS, HOLDS, Estimate
 
 MUTANTS = {
     "a quarter is cut off at each end": {
@@ -13,29 +13,27 @@ MUTANTS = {
         "quarter rounded up": lambda right, scores: right(sorted(scores)[1:-1] or scores),
     },
     "the interval is that of all resamples": {
-        "mean instead": lambda right, *groups: right(*[[float(np.mean(group))] * 4 for group in groups]),
-        "not stratified": lambda right, *groups: right(np.concatenate(groups)),
-        "without replacement": lambda right, *groups: Estimate(*[right(*groups).value] * 3),
+        "mean instead": lambda right, group: right([float(np.mean(group))] * 4),
+        "without replacement": lambda right, group: Estimate(*[right(group).value] * 3),
+        "two are enough": lambda right, group: right([*group, group[0]] if len(group) == 2 else group),
     },
     "a difference is the mean of those on each dataset": {
         "pooled": lambda right, *sides: right(*[[np.concatenate(side)] for side in sides]),
         "swapped": lambda right, first, second: right(second, first),
         "first dataset": lambda right, first, second: right(first[:1], second[:1]),
     },
-    "few seeds have no interval": {
-        "two are enough": lambda right, groups: right([[*group, group[0]] for group in groups]),
-        "the largest group counts": lambda right, groups: right([max(groups, key=len)]),
-    },
     "an interval decides": {
         "the value": lambda right, found: HOLDS if found.value > 0 else FAILS,
         "touching 0 holds": lambda right, found: HOLDS if found.low >= 0 else right(found),
         "all others fail": lambda right, found: HOLDS if found.low > 0 else FAILS,
     },
-    "verdicts combine": {
-        "all is any": lambda right, any_of, verdicts: right(True, verdicts),
-        "any is all": lambda right, any_of, verdicts: right(False, verdicts),
-        "open is no matter": lambda right, any_of, them: right(any_of, [v for v in them if v != OPEN]),
-        "nothing holds": lambda right, any_of, verdicts: right(any_of, verdicts) if verdicts else HOLDS,
+    "one method must be above all rivals": {
+        "first rival": lambda right, claim, *rest: right(claim._replace(rivals=claim.rivals[:1]), *rest),
+        "first method": lambda right, claim, *rest: right(claim._replace(methods=claim.methods[:1]), *rest),
+        "first dataset": lambda right, claim, scores, places: right(claim, scores, places[:1]),
+        "any seeds": lambda right, claim, scores, places: right(
+            claim, {key: [*group, *group] for key, group in scores.items()}, places
+        ),
     },
     "names are safe and tell cells apart": {
         "not safe": lambda right, cell: "__".join(map(str, cell[:5])),

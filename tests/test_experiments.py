@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -24,8 +23,8 @@ from mutants_experiments import MUTANTS
 import spacql
 import spacql_continuous
 from experiments import bc, claims, plan, report, run
-from experiments.claims import FAILS, HOLDS, OPEN, Estimate, Scores, try_claim
-from experiments.plan import BACKUPS, KEYS, METHODS, PLAN, SCRIPTS, WIDE, Job, planned_cells
+from experiments.claims import FAILS, HOLDS, OPEN, Claim, Estimate
+from experiments.plan import BACKUPS, KEYS, METHODS, PLAN, SCRIPTS, Job, planned_cells
 from utils import runs as run_folders
 from utils.files import parse
 
@@ -58,16 +57,17 @@ def a_quarter_is_cut_off_at_each_end(iqm):
 
 @check_of(claims.iqm_interval)
 def the_interval_is_that_of_all_resamples(interval):
-    """Of one dataset, and of two: its ends are quantiles over all equally likely draws of each group."""
-    for groups in (([1.0, 5.0, 6.5], [40.0, 47.0, 61.0]), ([3.0, 1.0, 8.0, 2.0],)):
-        draws = itertools.product(*(itertools.product(group, repeat=len(group)) for group in groups))
-        values = np.array([slow_iqm(np.concatenate(drawn)) for drawn in draws])
-        found = interval(*groups)
-        assert found.value == pytest.approx(slow_iqm(np.concatenate(groups)))
+    """Its ends are quantiles over all equally likely draws; two seeds have none."""
+    for group in ([1.0, 5.0, 6.5], [3.0, 1.0, 8.0, 2.0]):
+        values = np.array([slow_iqm(draw) for draw in itertools.product(group, repeat=len(group))])
+        found = interval(group)
+        assert found.value == pytest.approx(slow_iqm(group)) and found == interval(group)
         for end, share in ((found.low, 0.025), (found.high, 0.975)):
             # The share of resamples below the end, up to the chance of 9999 draws, and counting ties.
             below, up_to = (values < end - 1e-9).mean(), (values <= end + 1e-9).mean()
             assert below - 0.008 <= share <= up_to + 0.008
+    value, *ends = interval([1.0, 2.0])
+    assert value == 1.5 and np.isnan(ends).all() and interval([4.0] * 3) == (4, 4, 4)
 
 
 @check_of(claims.difference)
@@ -83,17 +83,6 @@ def a_difference_is_the_mean_of_those_on_each_dataset(difference):
     found = difference(list(groups[:2]), list(groups[2:]))
     assert found.value == pytest.approx(value_of(*groups))
     assert [found.low, found.high] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.25)
-    uneven = difference([[1.0, 2.0], [4.0]], [[3.0, 9.0, 9.0], [0.0]])
-    assert uneven.value == pytest.approx((1.5 - 7 + 4) / 2) and np.isnan(uneven.low)
-
-
-@check_of(lambda groups: claims.iqm_interval(*groups))
-def few_seeds_have_no_interval(interval):
-    """Two seeds, or two of one of several datasets: only the value."""
-    for groups in ([[1.0, 2.0]], [[1.0, 2.0, 3.0], [1.0, 2.0]]):
-        value, *ends = interval(groups)
-        assert value == slow_iqm(np.concatenate(groups)) and np.isnan(ends).all()
-    assert interval([[1.0, 2.0, 3.0]]) == interval([[1.0, 2.0, 3.0]]) and interval([[4.0] * 3]) == (4, 4, 4)
 
 
 @pytest.mark.parametrize(("num_seeds", "quoted"), [(3, 0.754), (5, 0.904)])
@@ -119,22 +108,6 @@ def around(centre):
     return [centre + x for x in (-1.0, -0.5, 0.0, 0.5, 1.0)]
 
 
-def rows_from(scores, grid="discrete", weights=None):
-    """Rows of main cells: scores {(env_id, dataset, method): of seeds}, weights {dataset: by size}."""
-    rows = []
-    for place, values in scores.items():
-        cell = next(cell for cell in EVERYTHING if cell[:4] == (grid, *place))
-        of_sizes = (weights or {}).get(place[1], (0.5, 0.3, 0.2))
-        rows += [(*cell[:6], seed, score, *of_sizes) for seed, score in enumerate(values)]
-    return pd.DataFrame(rows, columns=[*KEYS, "seed", "score", "w1", "w2", "w3"])
-
-
-def discrete(qualities, **centres):
-    """Scores on all discrete tasks: of every method around 50 where nothing else is said."""
-    places = itertools.product(claims.TASKS["discrete"], qualities, METHODS)
-    return {place: around(centres.get(place[2].replace("-", "_"), 50)) for place in places}
-
-
 @check_of(claims.judge)
 def an_interval_decides(judge):
     """It holds above 0, it does not below; else, and without an interval, it cannot be told."""
@@ -143,78 +116,28 @@ def an_interval_decides(judge):
     assert judge(Estimate(0.05, np.nan, np.nan)) == OPEN
 
 
-@check_of(lambda any_of, verdicts: (claims.any_of if any_of else claims.all_of)(verdicts))
-def verdicts_combine(combine):
-    """All: one that does not hold decides. Any: one that holds does. Nothing tells nothing."""
-    for verdicts in map(list, itertools.product((HOLDS, FAILS, OPEN), repeat=3)):
-        every = FAILS if FAILS in verdicts else OPEN if OPEN in verdicts else HOLDS
-        one = HOLDS if HOLDS in verdicts else OPEN if OPEN in verdicts else FAILS
-        assert (combine(False, verdicts), combine(True, verdicts)) == (every, one)
-    assert combine(False, []) == combine(True, []) == OPEN
-
-
-def tried(text, scores, grid="discrete", weights=None):
-    """The claim that begins so, tried on these scores: its verdict, and what is said by dataset."""
-    (claim,) = [claim for claim in claims.CLAIMS if claim.text.startswith(text)]
-    verdict, findings = try_claim(claim, grid, Scores(EVERYTHING, rows_from(scores, grid, weights)))
-    return verdict, {place: said for place, (_, said) in findings.items()}
-
-
-def test_best_on_every_dataset(quickly):
-    """It must be clearly above every other method on every dataset: one better method on one decides, what is
-    missing is named, and the nearest rival is shown."""
-    world = ("simple_world", "random")
-    verdict, said = tried("SPaCQL is best", discrete(WIDE, spacql=70, icql_qs=65))
-    assert verdict == HOLDS and re.fullmatch(r"spacql \+5.0 \[\+.* against icql-qs", said[world])
-    scores = discrete(WIDE, spacql=70)
-    for seeds in (0, 2):
-        scores[*world, "cfcql"] = around(10)[:seeds]
-        verdict, said = tried("SPaCQL is best", scores)
-        assert verdict == OPEN and [place for place in said if "missing" in said[place]] == [world]
-        assert said[world].endswith("; missing: cfcql")
-    scores[*world, "macql"] = around(90)
-    verdict, said = tried("SPaCQL is best", scores)
-    assert verdict == FAILS and re.match(r"spacql -20.0 \[-2.* against macql; missing", said[world])
-    assert tried("SPaCQL is best", discrete(WIDE, spacql=50.3))[0] == OPEN
-
-
-def test_another_method_on_expert_data(quickly):
-    """One is enough on each dataset, and all must be clearly below for the opposite."""
-    scores = discrete(["expert"], bc=80, macql=70)
-    verdict, said = tried("Another method", scores)
-    assert verdict == HOLDS and said["simple_tag", "expert"].startswith("bc +30.0 [+")
-    missing = {place: values for place, values in scores.items() if place[0] != "simple_tag"}
-    assert tried("Another method", missing)[0] == OPEN, "two hold, one is missing"
-    assert tried("Another method", discrete(["expert"], spacql=99))[0] == FAILS
-
-
-@pytest.mark.parametrize(("score", "verdict"), [(85, HOLDS), (70, FAILS), (78.3, OPEN)])
-def test_against_the_published_score(score, verdict, quickly):
-    found, said = tried("SPaCQL scores more", {(*RANDOM, "spacql"): around(score)}, grid="continuous")
-    assert found == verdict and list(said) == [RANDOM]
-    assert re.fullmatch(rf"spacql \{score - 78.2:+.1f} \[.*\] against the published 78.2", said[RANDOM])
-
-
-def test_weights(quickly):
-    """w_1 is the largest where it is above each other weight, and dominates where it is above their sum; the
-    others rise where 1 - w_1 is above that on random and on medium-replay data, both."""
-    for weights, largest, dominates in (
-        ((0.6, 0.3, 0.1), HOLDS, HOLDS),
-        ((0.4, 0.3, 0.3), HOLDS, FAILS),
-        ((0.3, 0.4, 0.3), FAILS, FAILS),
+@check_of(claims.find)
+def one_method_must_be_above_all_rivals(find):
+    """Of the rivals the one that is least below decides, of the methods the best; what lacks seeds cannot be
+    told; and over several datasets the mean difference of those with seeds does."""
+    few = [1000.0, 1000.0]
+    claim = Claim("", ("a", "b"), ("c", "d"), ())
+    for centres, verdict, begin, end in (
+        ((70, 50, 60, 40), HOLDS, "a +10.0 [", "c"),
+        ((70, 50, 90, 80), FAILS, "a -20.0 [", "c"),
+        ((70, 50, 60, 70.1), OPEN, "a -0.1 [", "d"),
+        ((70, 50, 60, None), OPEN, "too few seeds of ", "d"),
+        ((70, 50, 80, None), FAILS, "a -10.0 [", "c"),
+        ((None, 50, 40, 30), HOLDS, "b +10.0 [", "c"),
+        ((None, 50, 60, 30), OPEN, "too few seeds of a", ""),
     ):
-        by_data = dict.fromkeys(WIDE, weights)
-        assert tried("w_1 is the largest", discrete(WIDE), weights=by_data)[0] == largest
-        verdict, said = tried("w_1 dominates", discrete(WIDE), weights=by_data)
-        assert verdict == dominates and f"{100 * (2 * weights[0] - 1):+.1f} [" in said[RANDOM]
-    scores, by_data = discrete((*WIDE, "expert")), dict(expert=(0.3, 0.4, 0.3))
-    verdict, said = tried("w_2 and w_3 rise", scores, weights=by_data)
-    assert verdict == HOLDS and "+20.0 [" in said["simple_spread", "expert"]
-    assert tried("w_2 and w_3 rise", scores, weights=by_data | dict(random=(0.1, 0.6, 0.3)))[0] == FAILS
-    cheetah = ("HalfCheetah-2x3", "medium")
-    rows = rows_from({(*cheetah, "spacql"): [1.0]}, "continuous", dict(medium=(0.6, 0.4, np.nan)))
-    weights = Scores(EVERYTHING, rows).weights(("continuous", *cheetah))
-    assert weights.tolist() == [[0.6, 0.4]], "two agents have two"
+        scores = {("x", name): around(c) if c else few for name, c in zip("abcd", centres, strict=True)}
+        found, _, said = find(claim, scores, [("x",)])
+        assert found == verdict and said.startswith(begin) and said.endswith(end)
+    scores = {(q, m): around(x) for q, x in zip("xyz", (0, 30, 90), strict=True) for m in "ac"}
+    scores |= {("x", "a"): around(8), ("y", "a"): around(34), ("z", "c"): few}
+    found, value, _ = find(claim._replace(methods=("a",), rivals=("c",)), scores, [("x",), ("y",), ("z",)])
+    assert (found, value) == (HOLDS, pytest.approx(6))
 
 
 # ------ the plan
@@ -471,12 +394,10 @@ def test_failed_cells(stand_in, tmp_path, monkeypatch):
     [
         ("--cell nonsense", "no cell is named nonsense"),
         ("--cell discrete__simple_spread__random__spacql__800__0x0", "no cell is named discrete"),
-        ("--ray local", "--ray needs the ray package: pip install ray"),
         ("--jobs 0", "nothing to report"),
     ],
 )
 def test_bad_flags(flags, words, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
     assert words in one_line(partial(main, tmp_path, monkeypatch, *flags.split()))
     assert not (tmp_path / "runs").exists()
 
@@ -504,8 +425,8 @@ def test_quick_cells_end_to_end(tmp_path, data_dir, monkeypatch, quickly):
     monkeypatch.setattr(run, "current_commit", lambda: "abc1234")
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=in_process, DEVNULL=None))
     monkeypatch.setattr(run_folders, "plot_history", lambda path, *_: path.touch())
-    for grid in claims.TASKS:  # few panels: drawing takes seconds
-        monkeypatch.setitem(report.TASKS, grid, ("simple_spread",))
+    few = {task: scores for task, scores in report.DATA_SCORES.items() if task[1] == "simple_spread"}
+    monkeypatch.setattr(report, "DATA_SCORES", few)  # drawing takes seconds
     main(tmp_path, monkeypatch, "--quick", "--jobs", "1")
     out = tmp_path / "results/quick"
     rows, curves = (report.read_csv(out / name) for name in (report.RUNS_CSV, report.CURVES_CSV))
@@ -518,7 +439,7 @@ def test_quick_cells_end_to_end(tmp_path, data_dir, monkeypatch, quickly):
         weights = own[["w1", "w2", "w3"]].mean()
         assert weights.tolist() == pytest.approx(summary.get("weights", [np.nan] * 3), abs=2e-4, nan_ok=True)
     text = (out / "tables.md").read_text()
-    assert text.endswith("\nNothing: all 4 cells are done.\n") and "| 4 (batch 32) |" in text
+    assert "\n0 of 4 cells lack seeds" in text and "| 4 (batch 32) |" in text
     assert min((out / name).stat().st_size for name in ("weights.png", "scores.png")) > 10_000
 
 
@@ -527,29 +448,34 @@ def test_quick_cells_end_to_end(tmp_path, data_dir, monkeypatch, quickly):
 
 def test_tables_say_what_is_known(quickly):
     """Numbers with intervals, seeds if they are not five, published ones beside, what is missing; side tables
-    borrow the main grid's columns."""
+    borrow columns, and rows of other grids are of no account."""
     scores = {(*RANDOM, method): around(40 + i) for i, method in enumerate(METHODS)}
     scores |= {("simple_tag", "random", method): [10.0] * 3 for method in METHODS}
     scores["simple_tag", "random", "spacql"] += [90.0, 90.0]
     scores["simple_world", "random", "spacql"] = [20.0, 22.0]
     scores["simple_world", "random", "joint"] = around(30)
-    longer = rows_from({(*RANDOM, "spacql"): [99.0]}).assign(rounds=2400)
-    cloned = rows_from({(*RANDOM, "clone"): around(60)}, "cloning")
-    rows = pd.concat([rows_from(scores), longer, cloned])
-    text = report.tables(EVERYTHING, rows, pd.DataFrame())
+    rows = []
+    for grid, found in dict(discrete=scores, cloning={(*RANDOM, "clone"): around(60)}).items():
+        for place, values in found.items():
+            cell = next(cell for cell in EVERYTHING if cell[:4] == (grid, *place))
+            rows += [(*cell[:6], seed, score) for seed, score in enumerate(values)]
+    rows = pd.DataFrame(rows, columns=[*KEYS, "seed", "score"])
+    longer = rows[:1].assign(rounds=2400, score=99.0)
+    text = report.tables(EVERYTHING, pd.concat([rows, longer, rows.assign(grid="recipe", score=-1.0)]))
     for line in (
         "simple_spread | random (0.0) | 800 | 40.0 [39.*], 40.0 | 41.0 [*",
-        "* | **46.0** [45.*], 46.0 | spacql 78.2 ± 14.0, icql-qs 77.7, *",
+        "* | 46.0 [45.*], 46.0 | spacql 78.2 ± 14.0, icql-qs 77.7, *",
         "simple_spread | random (0.0) | 2400 | 99.0 (n = 1) | | *",
-        "simple_world | random (-0.1) | 400 | 21.0 (n = 2) | | **30.0** [29.* | | | | | spacql *",
-        "SPaCQL is best on * | **does not hold**: on 0 of 6 datasets, on 1 not | **cannot be told**: *",
-        "simple_spread | random | 40.0 [*], 40.0 | 46.0 [*], 46.0 | **60.0** [*",
+        "simple_world | random (-0.1) | 400 | 21.0 (n = 2) | | 30.0 [29.* | | | | | spacql *",
+        "SPaCQL is best on * | **does not hold**: on 0 of 6 datasets, on 1 not; mean: spacql * |"
+        " **cannot be told**: *",
+        "simple_spread | random (0.0) | 800 | 40.0 [*], 40.0 | 46.0 [*], 46.0 | 60.0 [*",
+        "discrete | simple_spread | random | does not hold | spacql -6.0 [*] against bc",
     ):
         pattern = re.escape(line).replace(r"\*\*", "[*]{2}").replace(r"\*", ".*")
-        assert re.search(rf"^[|] {pattern}$", text, re.M), line
-    assert "\n* clone: above spacql on 1, below on 0 of 1 datasets\n" in text
+        assert re.search(rf"^[|] {pattern} [|]$", text, re.M), line
     missing = "spacql (2 to 4), icql-qs (0 to 4), uniform (0"
-    assert f"\n* discrete, simple_world random, 400 rounds: {missing}" in text
+    assert f"\n* discrete, simple_world random, 400 rounds, batch 256: {missing}" in text
 
 
 def test_committed_csvs_are_whole():
@@ -573,8 +499,7 @@ def test_committed_csvs_are_whole():
 
 def test_committed_tables_are_those_of_the_committed_csvs():
     """All intervals anew: seconds."""
-    names = (report.RUNS_CSV, report.DEPENDENCE_CSV)
-    text = report.tables(EVERYTHING, *(report.read_csv(ROOT / "results" / name) for name in names))
+    text = report.tables(EVERYTHING, report.read_csv(ROOT / "results" / report.RUNS_CSV))
     assert (ROOT / "results/tables.md").read_text() == text
 
 

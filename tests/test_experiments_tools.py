@@ -27,8 +27,7 @@ from torch import nn
 from data import mixes
 from data.datasets import load_dataset
 from envs import make_env
-from experiments import bc, benchmark, dependence, enjoy, films, levels, uncertainty
-from experiments.plan import TEAMS, planned_cells
+from experiments import bc, benchmark, enjoy, films, levels, uncertainty
 from utils.files import TOP
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -377,17 +376,7 @@ def test_the_benchmark_has_every_row(monkeypatch):
 # ------ what data are like
 
 
-def test_datasets_are_measured_once(monkeypatch):
-    """The plan's, but for HalfCheetah's; and what levels.py says of one is what the committed row says."""
-    cells = [cell for cell in planned_cells() if cell.dataset in ("random", TEAMS[0])]
-    some = {(cell.grid, cell.env_id): cell for cell in cells if cell.grid in ("continuous", "coordination")}
-    for name, value in dict(OUT=Path("d.csv"), SIZE=500, planned_cells=some.values).items():
-        monkeypatch.setattr(dependence, name, value)
-    for _ in range(2):
-        dependence.main()
-    rows = pd.read_csv("d.csv")
-    assert len(rows) == len(some) - 1 and not rows.duplicated(dependence.PLACE).any()
-    assert rows[dependence.COLUMNS[0]].between(0, 1).all()
+def test_levels_are_those_of_the_committed_rows():
     place = ("medium-replay", Path("datasets"))
     rows = pd.DataFrame([levels.row_of("simple_tag", kind, *place) for kind in ("continuous", "discrete")])
     committed = pd.read_csv(TOP / "results/csv/levels.csv")
