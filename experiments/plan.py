@@ -145,14 +145,18 @@ PREY_FILE = "--prey omar_prey/{}/pretrained_adv_model.pt"  # OMAR's, which is no
 TEAMS = tuple(f"mix:teams=3,unit=step,share={share},noise=0.1" for share in (0, 0.5, 1))
 DOORS = tuple(f"mix:unit=step,share={share},noise=0.2" for share in (0, 0.25, 0.5, 0.75, 1))
 
-MAIN_RECIPES = ("original", "cured", "fixed", "ours")
-OTHERS = [recipe for recipe in RECIPES if recipe not in MAIN_RECIPES]
-TAG, RANDOM = ("simple_tag",), ("random",)
-RECIPE = dict(rounds=2000, batch_size=1024, num_seeds=2, flags=PREY_FILE.format(*TAG))
+TAG, WORLD, RANDOM = ("simple_tag",), ("simple_world",), ("random",)
+BY_RECIPE = [f"{b}-{recipe}" for recipe in ("original", "cured", "ours") for b in ("joint", "icql-qs")]
+CHANGED = [f"{b}-{recipe}" for b in ("joint", "icql-qs") for recipe in RECIPES]
+CHANGED = [name for name in CHANGED if name not in BY_RECIPE]
+BY_SPACQL = ("spacql-original", "spacql-cured")
+PAPER_SIZE = dict(rounds=2000, batch_size=1024)
 PLAN = (  # in the order in which they run: the most telling first
-    block("recipe", TAG, RANDOM, [f"{b}-{r}" for r in MAIN_RECIPES for b in ("joint", "icql-qs")], **RECIPE),
-    block("recipe", TAG, RANDOM, [f"joint-{recipe}" for recipe in OTHERS], **RECIPE),
-    block("recipe", TAG, RANDOM, [f"icql-qs-{recipe}" for recipe in OTHERS], **RECIPE),
+    block("recipe", TAG, RANDOM, BY_RECIPE, **PAPER_SIZE, flags=PREY_FILE.format(*TAG)),
+    block("recipe", TAG, RANDOM, CHANGED, **PAPER_SIZE, num_seeds=2, flags=PREY_FILE.format(*TAG)),
+    block("recipe", SPREAD, RANDOM, BY_RECIPE, **PAPER_SIZE, num_seeds=3),
+    block("recipe", WORLD, RANDOM, BY_RECIPE, **PAPER_SIZE, num_seeds=3, flags=PREY_FILE.format(*WORLD)),
+    block("recipe", TAG, RANDOM, BY_SPACQL, **PAPER_SIZE, num_seeds=3, flags=PREY_FILE.format(*TAG)),
     block("discrete", SPREAD, QUALITIES, BACKUPS, DISCRETE_SPREAD),
     block("discrete", SPREAD, QUALITIES, BASELINES, DISCRETE_SPREAD),
     block("discrete", PREY, WIDE, METHODS, 400),

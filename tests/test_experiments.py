@@ -22,9 +22,9 @@ from mutants_experiments import MUTANTS
 
 import spacql
 import spacql_continuous
-from experiments import bc, claims, plan, report, run
+from experiments import bc, claims, original_recipe, plan, report, run
 from experiments.claims import FAILS, HOLDS, OPEN, Claim, Estimate
-from experiments.plan import BACKUPS, KEYS, METHODS, PLAN, SCRIPTS, Job, planned_cells
+from experiments.plan import BACKUPS, KEYS, METHODS, PLAN, RECIPES, SCRIPTS, Job, planned_cells
 from utils import runs as run_folders
 from utils.files import parse
 
@@ -160,6 +160,11 @@ MEANINGS = {  # what methods' names mean, as flags of a training script
 for backup in BACKUPS:
     MEANINGS[backup] = dict(backup=backup)
     MEANINGS[f"{backup}-vs-policy"] = dict(backup=backup, actor_others="policy")
+for backup, recipe in itertools.product(("joint", "icql-qs", "spacql"), RECIPES):
+    changed = vars(parse(original_recipe.Args, RECIPES[recipe].split())).items()
+    changes = {name: value for name, value in changed if value != getattr(original_recipe.Args, name)}
+    size = dict(num_critics=10 if backup == "spacql" else 2, penalty_agents=1)
+    MEANINGS[f"{backup}-{recipe}"] = changes | size | dict(backup=backup)
 
 
 @check_of(Job.command)
@@ -175,7 +180,9 @@ def commands_say_what_cells_mean(command):
         if cell.method == "bc":
             expected |= dict(continuous=script is spacql_continuous)
             script, *words = bc, *words[words.index("experiments.bc") :]
-        assert words[0] in (SCRIPTS[cell.grid], "experiments.bc")
+        if cell.grid == "recipe":
+            script, *words = original_recipe, *words[1:]
+        assert words[0] in (*SCRIPTS[cell.grid].split(), "experiments.bc")
         flags = parse(script.Args, cell.flags.split())
         assert parse(script.Args, words[1:]) == replace(flags, **expected)
 
@@ -183,7 +190,7 @@ def commands_say_what_cells_mean(command):
 @check_of(plan.missing_jobs)
 def missing_seeds_are_trained_side_by_side(missing):
     """Neighbouring seeds make one job; other cells' rows, and seeds not planned, are of no account."""
-    cell, other = EVERYTHING[:2]
+    cell, other = [cell for cell in EVERYTHING if cell.num_seeds == 5][:2]
     wanted = {
         (): [(0, 5)],
         (0, 1, 2): [(3, 2)],
@@ -197,9 +204,11 @@ def missing_seeds_are_trained_side_by_side(missing):
 
 
 def test_quick_covers_every_block():
-    """The first and the last cell of each block, tiny."""
+    """The first and the last cell of each block, tiny, but of blocks that need OMAR's prey."""
     assert {(cell.rounds, cell.batch_size, cell.num_seeds) for cell in QUICK} == {(4, 32, 3)}
-    assert {cell[:4] for cell in QUICK} == {cells[i][:4] for cells in PLAN for i in (0, -1)}
+    assert {cell[:4] for cell in QUICK} == {
+        cells[i][:4] for cells in PLAN for i in (0, -1) if "--prey" not in cells[i].flags
+    }
 
 
 # ------ what is kept
