@@ -44,13 +44,14 @@ OURS = (
 )
 RECIPES = {
     "original": "",
-    "cured": "--norm-calls not-target",  # the target's actions by the data's statistics
+    "not-target": "--norm-calls not-target",
     "ours": f"{OURS} --norm-actions none",
     "target": "--norm-calls target",
     "fit": "--norm-calls fit",
     "actor": "--norm-calls actor",
     "states": "--norm-actions data",
     "actions": "--norm-states data",
+    "no-affine": "--no-affine",
     "fixed": "--norm-states data --norm-actions data --no-affine",
     "fixed-affine": "--norm-states data --norm-actions data",
     "running": "--norm-states running --norm-actions running",
@@ -146,10 +147,10 @@ TEAMS = tuple(f"mix:teams=3,unit=step,share={share},noise=0.1" for share in (0, 
 DOORS = tuple(f"mix:unit=step,share={share},noise=0.2" for share in (0, 0.25, 0.5, 0.75, 1))
 
 TAG, WORLD, RANDOM = ("simple_tag",), ("simple_world",), ("random",)
-BY_RECIPE = [f"{b}-{recipe}" for recipe in ("original", "cured", "ours") for b in ("joint", "icql-qs")]
+BY_RECIPE = [f"{b}-{recipe}" for recipe in ("original", "fixed", "ours") for b in ("joint", "icql-qs")]
 CHANGED = [f"{b}-{recipe}" for b in ("joint", "icql-qs") for recipe in RECIPES]
 CHANGED = [name for name in CHANGED if name not in BY_RECIPE]
-BY_SPACQL = ("spacql-original", "spacql-cured")
+BY_SPACQL = ("spacql-original", "spacql-fixed")
 PAPER_SIZE = dict(rounds=2000, batch_size=1024)
 PLAN = (  # in the order in which they run: the most telling first
     block("recipe", TAG, RANDOM, BY_RECIPE, **PAPER_SIZE, flags=PREY_FILE.format(*TAG)),

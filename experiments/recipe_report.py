@@ -15,7 +15,7 @@ from utils.files import TOP, atomic, run_script, say
 OUT = TOP / "results"
 LAST = 5  # evaluations behind a score
 TASKS = ("simple_tag", "simple_spread", "simple_world")
-MAIN = {"original": "original recipe", "cured": "its target by the data's moments", "ours": "our recipe"}
+MAIN = {"original": "original recipe", "fixed": "inputs standardised once", "ours": "our recipe"}
 BACKUPS = {"joint": "joint", "icql-qs": "k = 1", "spacql": "SPaCQL"}
 INTRODUCTION = f"""# The original recipe, taken apart
 

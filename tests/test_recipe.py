@@ -4,15 +4,16 @@ them; with every flag set to ours, against spacql_continuous.py."""
 import copy
 from functools import partial
 
+import pandas as pd
 import pytest
 import torch
-from common import differences, load, one_line, rejects, separate_network
+from common import ROOT, differences, load, one_line, rejects, separate_network
 from torch import nn
 from torch.nn.functional import mse_loss
 
 import spacql_continuous as ours
 from data.datasets import load_dataset
-from experiments import original_recipe
+from experiments import original_recipe, recipe_report
 from experiments.plan import RECIPES
 from utils import runs
 
@@ -262,3 +263,29 @@ def test_resumed(train, flags):
 def test_refused(train):
     for flags in ("--clone-weight 1", "--actor-others policy", "--env-id HalfCheetah-2x3"):
         one_line(partial(train, flags))
+
+
+# ------ the report
+
+
+def check_smooth(smooth):
+    """Means of five evaluations in a row, seed by seed, by loops; rows in any order."""
+    scores = {(seed, 100 * i): float((7 * i + 3 * seed) % 10) for seed in (0, 3) for i in range(1, 9)}
+    rows = [dict(seed=seed, round=number, score=score) for (seed, number), score in scores.items()]
+    found = smooth(pd.DataFrame(rows[::-1]))
+    for s, seed in enumerate((0, 3)):
+        for start in range(4):
+            values = [scores[seed, 100 * (start + i)] for i in range(1, 6)]
+            assert found[s, start] == pytest.approx(sum(values) / 5)
+    assert found.shape == (2, 4)
+
+
+def test_smooth():
+    check_smooth(recipe_report.smooth)
+    for wrong in (lambda rows: recipe_report.smooth(rows)[::-1], lambda rows: recipe_report.smooth(rows) + 1):
+        rejects(check_smooth, wrong)
+
+
+def test_committed_report():
+    """results/recipe.md is that of the CSV files."""
+    assert (ROOT / "results/recipe.md").read_text() == recipe_report.text(recipe_report.read_cells())
