@@ -58,7 +58,7 @@ class Args(ours.Args):
     """batch-norm of states and observations by the call's moments, the data's, or running ones"""
     norm_actions: Literal["call", "data", "running", "one-pass", "none"] = "call"
     """of actions; one-pass: the moments of data and target together (CrossQ)"""
-    norm_calls: Literal["all", "target", "fit", "actor", "not-target"] = "all"
+    norm_calls: Literal["all", "target", "fit", "actor", "not-target", "not-actor"] = "all"
     """where --norm-actions holds; elsewhere by the data's"""
     one_call: bool = True
     """the N agents' queries in (6) and for k = 1 are one call, else a call each"""
@@ -177,9 +177,9 @@ def main(argv=None):
     optimizers = dict(critic_adam=critic_adam, actor_adam=actor_adam)
     first_round, history = runs.restore(saved, networks, optimizers, generators, [*of_obs])
 
-    everywhere = {"all": CALLS, "not-target": CALLS[1:]}
+    several = {"all": CALLS, "not-target": CALLS[1:], "not-actor": CALLS[:2]}
     norm = dict.fromkeys(CALLS, "data")  # of actions
-    norm |= dict.fromkeys(everywhere.get(args.norm_calls, [args.norm_calls]), args.norm_actions)
+    norm |= dict.fromkeys(several.get(args.norm_calls, [args.norm_calls]), args.norm_actions)
     known = of_data  # one-pass's moments, else the data's
 
     def outputs_of(actor, obs, how):
@@ -290,6 +290,12 @@ def main(argv=None):
             for name, how in (("q_by_call", "call"), ("q_by_data", fixed)):
                 q = q_values(target_critic, next_state, mean, how).detach()
                 report[name] = q.mean((1, 2, 3))
+            # How much of the critics' slope in logged actions is the same in all states.
+            asked = actions.clone().requires_grad_()
+            q = q_values(frozen, state, asked.unsqueeze(2), fixed)
+            (slope,) = torch.autograd.grad(q.sum(), asked)  # [S, B, N, A]
+            common = slope.mean(1).square() / slope.square().mean(1)  # [S, N, A]
+            report |= dict(common_slope=common.mean((1, 2)))
             runs.log_report(log, history, round_number, report, sizes, bar)
             rest = dict(script=SCRIPT, args=asdict(args), round=round_number, scale=[*of_obs])
             rest |= dict(history=history, facts=dataset.facts)

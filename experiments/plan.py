@@ -44,6 +44,9 @@ OURS = (
 )
 RECIPES = {
     "original": "",
+    "not-actor": "--norm-calls not-actor",  # in (6) by the data's
+    "not-actor-l2": "--norm-calls not-actor --output-l2 0.1",
+    "l2": "--output-l2 0.1",
     "not-target": "--norm-calls not-target",
     "ours": f"{OURS} --norm-actions none",
     "target": "--norm-calls target",

@@ -35,7 +35,7 @@ from utils.files import TOP, atomic, current_commit, parse, run_script, say
 RECORD = "cell.json"  # written last into a run folder: what has it is done
 # The columns of the CSV files; what a method lacks stays empty.
 RUN_COLUMNS = [*KEYS, *"seed score best k_eff w1 w2 w3 wall_s stacked machine commit command".split()]
-MECHANISM = "policy_mean policy_std q_by_call q_by_data".split()  # of the original recipe
+MECHANISM = "policy_mean policy_std q_by_call q_by_data common_slope".split()  # of the original recipe
 CURVE_COLUMNS = [*KEYS, *"seed round score k_eff w1 w2 w3 u1 u2 u3 q_data".split(), *MECHANISM]
 
 
