@@ -227,9 +227,9 @@ class ParticleEnv(ParallelEnv):
     def set_state(self, positions, velocities, landmarks):
         """Put the bodies and landmarks where `get_state` (of any environment of this task) said they are."""
         for agent, position, velocity in zip(self.world.agents, positions, velocities, strict=True):
-            agent.state.p_pos, agent.state.p_vel = position.astype(float), velocity.astype(float)
+            agent.state.p_pos, agent.state.p_vel = np.array(position, float), np.array(velocity, float)
         for landmark, position in zip(self.world.landmarks, landmarks, strict=True):
-            landmark.state.p_pos = position.astype(float)
+            landmark.state.p_pos = np.array(position, float)
 
     def render(self):
         """Draw the world: an RGB picture [FRAME_SIZE, FRAME_SIZE, 3], uint8 (None without a render mode), of
