@@ -23,6 +23,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -348,8 +349,9 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
         with h5py.File(path, "w") as file:
             file.update(arrays)
             file.attrs.update(dataset.facts)
-    except RuntimeError as error:  # as HDF5 closes a file on a full disk
-        raise OSError(str(error)) from None
+    except (OSError, RuntimeError) as error:  # HDF5 raises either where a disk is full
+        number = re.search(r"errno = (\d+)", str(error))
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else error from None
 
 
 def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
