@@ -241,8 +241,6 @@ def load_prey(path: Path, env_id: str, device="cpu") -> list[torch.Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickles that it goes on to refuse
             stored = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(stored, dict):
-            raise ValueError("it holds no dict")
         entries = stored["agent_params"]
         if len(entries) != 4:
             raise ValueError(f"it holds {len(entries)} agents, not 3 predators and a prey")
