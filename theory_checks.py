@@ -26,7 +26,7 @@ import spacql
 from theory import dec_mdps, headline, report
 from theory.dec_mdps import DecMDPs, Sweep, exact, one_size, product, sup, trap_worlds, tv, uniform
 from theory.report import CLAIMS, CONDITION, MEASURED, PAPER, claim, fails
-from utils.errors import InputError, check_choice
+from utils.errors import check_choice, check_numbers
 from utils.files import parse, run_script
 
 
@@ -392,10 +392,8 @@ def main(argv=None):
     names = known if args.only == "all" else args.only.split(",")
     for name in names:
         check_choice("claim", name, known)
-    for name, low, high in (("agents", 2, 12), ("instances", 2, 100_000), ("seed", 0, 2**31)):
-        value = getattr(args, name)
-        if not low <= value <= high:
-            raise InputError(f"--{name} must be between {low} and {high:,}, not {value}")
+    least, most = dict(agents=2, instances=2, seed=0), dict(agents=12, instances=100_000, seed=2**31)
+    check_numbers(vars(args), least, most)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     chosen = sorted((c for c in CLAIMS if c.name in names), key=lambda c: known.index(c.name))
     make = partial(dec_mdps.make_sweep, args.seed, args.instances, args.agents)

@@ -31,8 +31,8 @@ from tqdm import tqdm
 from data.omar import PUBLISHED_CARDS, PUBLISHED_SCORES, Card, load_prey
 from envs.half_cheetah import HalfCheetah
 from envs.particles import ENV_IDS, WITH_PREY, Worlds
-from envs.shipped import POLICY, POLICY_DIR, check_task, greedy, init_mlp, mlp, rollout
-from utils.errors import InputError
+from envs.shipped import CONTINUOUS_ENV_IDS, POLICY, POLICY_DIR, greedy, init_mlp, mlp, rollout
+from utils.errors import InputError, check_choice, check_numbers
 from utils.files import atomic, parse, run_script, say
 
 HIDDEN = 64  # units of both hidden layers of the actors, half those of the value function
@@ -115,8 +115,8 @@ SETTINGS = {  # where a task's differ from the defaults above
 
 
 def default_args(env_id: str, action_kind: str = "discrete") -> Args:
-    """The settings of a task. Raises InputError where the task or the kind of actions is unknown."""
-    check_task(env_id, action_kind)
+    """The settings of a task. Raises InputError where it has no such actions."""
+    check_choice("env-id", env_id, ENV_IDS if action_kind == "discrete" else CONTINUOUS_ENV_IDS)
     return Args(env_id, action_kind, **SETTINGS.get((env_id, action_kind), {}))
 
 
@@ -370,13 +370,7 @@ def train_behaviour(args: Args) -> dict[str, np.ndarray]:
     team = Team(worlds, range(worlds.num_learners), args, generator)
     iterates = train(worlds, [team], args.iterations, args, generator, f"{args.env_id}: behaviour")
 
-    judge = make_worlds(args.score_episodes, args.seed + 3, prey)
-    return pack(args, iterates, prey, judge)
-
-
-def pack(args: Args, iterates, prey: list[torch.Tensor] | None, judge) -> dict[str, np.ndarray]:
-    """The arrays of a policy file; judge: worlds in which scores are measured."""
-    facts, actors = levels(iterates, judge, args)
+    facts, actors = levels(iterates, make_worlds(args.score_episodes, args.seed + 3, prey), args)
     facts = dict(
         env_id=args.env_id,
         action_kind=args.action_kind,
@@ -393,13 +387,8 @@ def pack(args: Args, iterates, prey: list[torch.Tensor] | None, judge) -> dict[s
 def main(argv=None) -> None:
     task = parse(Args, argv, description=__doc__)
     args = parse(Args, argv, default=default_args(task.env_id, task.action_kind))
-    for name, value in asdict(args).items():
-        least = dict(value_iterations=0, score_episodes=2).get(name, 1)
-        if type(value) is int and name != "seed" and value < least:
-            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
-        most = 1 if name in ("gamma", "gae_lambda", "expert_at") else math.inf
-        if type(value) is float and name != "entropy_coef" and not 0 < value <= most:
-            raise InputError(f"--{name.replace('_', '-')} {value} is out of range")
+    least = dict(seed=0, value_iterations=0, score_episodes=2, entropy_coef=0)
+    check_numbers(vars(args), least, dict(gamma=1, gae_lambda=1, expert_at=1))
     if args.prey and (args.action_kind == "discrete" or args.out.resolve() == POLICY_DIR.resolve()):
         raise InputError(
             "--prey is for --action-kind continuous, and --out FOLDER, not among the shipped ones"

@@ -41,7 +41,7 @@ from envs import ENV_IDS_OF_KIND, half_cheetah, make_env, two_doors
 from envs.particles import DT, ENV_IDS, NUM_ACTIONS, WITH_PREY
 from envs.shipped import POLICY_DIR, greedy, load_policies, policy_file, rollout
 from utils.errors import InputError, check_choice
-from utils.files import atomic, interrupts_at_the_end, reading
+from utils.files import atomic, reading
 
 QUALITIES = omar.QUALITIES
 HDF5_SUFFIXES = (".h5", ".hdf5")
@@ -65,10 +65,6 @@ LARGEST = 1e6  # observation or reward that is taken for one of a world
 # distribution of actions is on average within a total variation of 0.1 of one where an agent acts
 # independently.
 STRONG_DEPENDENCE = 0.02
-
-
-class Locked(InputError):
-    """Nothing is wrong with the file but that another program writes it."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +114,9 @@ def load_dataset(
     """The dataset of a task. Its facts are the file's attributes, and data_score, the normalised mean return.
 
     dataset: one of QUALITIES or a mix of teams (simulated into `folder` once: `size` transitions, by default
-    as many as the paper's have, from `seed`), the path of an .h5 file, or, of continuous actions, of an
-    OMAR folder or a vault. prey: the file of another prey than the shipped one; policies: the folder of other
-    behaviour policies. Raises InputError, in one line, for whatever is wrong with any of them.
+    as many as the paper's have, or 1,000,000, from `seed`), the path of an .h5 file, or, of continuous
+    actions, of an OMAR folder or a vault. prey: the file of another prey than the shipped one; policies: the
+    folder of other behaviour policies. Raises InputError, in one line, for whatever is wrong with any.
     """
     check_choice("env-id", env_id, ENV_IDS_OF_KIND[action_kind])
     if prey and policies:
@@ -129,14 +125,14 @@ def load_dataset(
         raise InputError(f"--prey: no file {prey}")
     name, path = simulated_name(env_id, dataset), Path(dataset)
     if name is not None:
-        size = default_size(env_id, dataset) if size is None else size
+        if size is None:
+            card = omar.PUBLISHED_CARDS.get(env_id, {}).get(dataset)
+            size = card.transitions if card else 1_000_000
         path = simulated_file(env_id, dataset, name, size, seed, Path(folder), action_kind, prey, policies)
         try:
             found = read_dataset(path, env_id, action_kind)
-        except Locked:
-            raise
         except InputError as error:
-            raise InputError(f"{error}; delete it to simulate it anew") from None
+            raise InputError(f"{error}; if it is damaged, delete it to simulate it anew") from None
     elif path.is_dir() or vaults.is_vault(path):
         if action_kind == "discrete":
             raise InputError(
@@ -155,12 +151,6 @@ def load_dataset(
     if not set(MEASURED) <= set(facts):
         facts = facts | measure_dependence(found)
     return replace(found, facts=facts | dict(data_score=normalise(found.mean_return, facts)))
-
-
-def default_size(env_id: str, dataset: str) -> int:
-    """As many transitions as the paper's dataset has; 1,000,000 of what the paper does not have."""
-    card = omar.PUBLISHED_CARDS.get(env_id, {}).get(dataset)
-    return card.transitions if card else 1_000_000
 
 
 def fingerprint(tensors) -> str:
@@ -235,18 +225,16 @@ def find_prey(args, device="cpu"):
     if policies:
         layers = prey_network(env_id, "continuous", None, policies)
         return greedy([p.to(device) for p in layers], "continuous")
-    places = [Path(prey)] if prey else [place / file for place in (folder, *folder.parents[:PREY_LEVELS])]
     if prey is None and (dataset in QUALITIES or folder.suffix in HDF5_SUFFIXES or folder.is_file()):
         return None
     if not prey and not folder.is_dir():  # of a finished run: another prey would be no answer
         raise InputError(f"no dataset {dataset}, and so no prey")
-    for path in places:
-        if path.is_file():
-            return greedy(omar.load_prey(path, env_id, device), "continuous")
-    if prey:
-        raise InputError(f"--prey: no file {prey}")
-    where = f"in {folder} or up to {PREY_LEVELS} folders above it (OMAR's download has it in {env_id}/)"
-    raise InputError(f"no {file}, the prey of {env_id}, {where}; name it with --prey PATH")
+    places = [place / file for place in (folder, *folder.parents[:PREY_LEVELS])]
+    path = Path(prey) if prey else next(filter(Path.is_file, places), None)
+    if path is None:
+        where = f"in {folder} or up to {PREY_LEVELS} folders above it (OMAR's download has it in {env_id}/)"
+        raise InputError(f"no {file}, the prey of {env_id}, {where}; name it with --prey PATH")
+    return greedy(omar.load_prey(path, env_id, device), "continuous")
 
 
 # ------------------------------------------------------------------------------------------- simulation
@@ -358,13 +346,10 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
     arrays |= dict(actions=dataset.actions.numpy().astype(narrow))
     arrays |= dict(terminals=np.zeros_like(ends), timeouts=ends)
     try:
-        with interrupts_at_the_end(), h5py.File(path, "w") as file:
+        with h5py.File(path, "w") as file:
             file.update(arrays)
             file.attrs.update(dataset.facts)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # HDF5 raises either where a disk is full, as it writes or closes
+    except (OSError, RuntimeError) as error:  # HDF5 raises either where a disk is full
         number = re.search(r"errno = (\d+)", str(error))
         raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else error from None
 
@@ -376,7 +361,7 @@ def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
             f"{path} is a folder, not an .h5 file" if path.is_dir() else f"no dataset file {path}"
         )
     names = ["observations", "actions", "rewards", "terminals"] + ["states"] * omar.has_states(env_id)
-    with reading(path, "HDF5"), interrupts_at_the_end(), open_hdf5(path) as file:
+    with reading(path, "HDF5"), h5py.File(path, "r") as file:
         missing = [k for k in names if getattr(file.get(k), "shape", None) is None]
         facts = read_facts(file)
         missing += [f"attribute {k}" for k in TEXTS + SCORES if k not in facts]
@@ -389,19 +374,10 @@ def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
     check_values(path, arrays, action_kind)
     if action_kind == "continuous":
         arrays["actions"] = arrays["actions"].clip(-1, 1)
-    arrays["rewards"] = arrays["rewards"].astype(np.float32)  # from integers too
-    arrays = {k: tensor(v) for k, v in arrays.items() if k not in ("terminals", "timeouts")}
-    return Dataset(**arrays, facts=facts)
-
-
-def open_hdf5(path: Path) -> h5py.File:
-    """The open file. Raises InputError for a file that is none, or that another program has locked."""
-    if not h5py.is_hdf5(path):
-        raise InputError(f"{path} is no HDF5 file, or its beginning is damaged")
-    try:
-        return h5py.File(path, "r")
-    except BlockingIOError:
-        raise Locked(f"{path} is locked: another program has it open for writing") from None
+    kinds = dict(actions=np.int64) if action_kind == "discrete" else {}
+    names = arrays.keys() - {"terminals", "timeouts"}
+    tensors = {k: torch.from_numpy(arrays[k].astype(kinds.get(k, np.float32), copy=False)) for k in names}
+    return Dataset(**tensors, facts=facts)
 
 
 def read_facts(file: h5py.File) -> dict:
@@ -412,11 +388,6 @@ def read_facts(file: h5py.File) -> dict:
             value = file.attrs[name]
             facts[name] = value.item() if isinstance(value, np.generic) else value
     return facts
-
-
-def tensor(array: np.ndarray) -> torch.Tensor:
-    """Actions or floats of a file as a tensor: integers as int64, floats as float32."""
-    return torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iu" else np.float32, copy=False))
 
 
 def check_facts(path: Path, facts: dict, env_id: str, action_kind: str) -> None:

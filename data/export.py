@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from data.datasets import load_dataset
-from data.omar import BATCH_NORM_EPS, FOLDER_NAMES, PREY_DIM, PREY_FILE
+from data.omar import BATCH_NORM_EPS, FOLDER_NAMES, PREY_DIM, PREY_FILE, omar_network
 from envs.shipped import load_policies
 from utils.errors import InputError
 from utils.files import atomic, parse, run_script, say
@@ -45,18 +45,12 @@ def write_prey(path: Path, prey: list[torch.Tensor]) -> None:
 def state_dict(layers: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """The parameters of one of OMAR's networks from weights [1, in, out] and biases [1, 1, out] of three
     layers. Its batch normalisation does nothing: the stored variance plus eps is exactly 1."""
-    dim = layers[0].shape[1]
-    state = {
-        "in_fn.weight": torch.ones(dim),
-        "in_fn.bias": torch.zeros(dim),
-        "in_fn.running_mean": torch.zeros(dim),
-        "in_fn.running_var": torch.full((dim,), 1 - BATCH_NORM_EPS),
-        "in_fn.num_batches_tracked": torch.tensor(0),
-    }
+    network = omar_network(*layers[0].shape[1:], layers[4].shape[2])
+    state = network.state_dict()
+    state["in_fn.running_var"].fill_(1 - BATCH_NORM_EPS)
     for j in range(3):
-        weight, bias = (p[0].detach().cpu().float() for p in layers[2 * j : 2 * j + 2])
-        state |= {f"fc{j + 1}.weight": weight.T.clone(memory_format=torch.contiguous_format)}
-        state |= {f"fc{j + 1}.bias": bias[0].clone()}
+        state[f"fc{j + 1}.weight"].copy_(layers[2 * j][0].T)
+        state[f"fc{j + 1}.bias"].copy_(layers[2 * j + 1][0, 0])
     return state
 
 
@@ -71,9 +65,7 @@ def write_folder(folder: Path, dataset, prey: list[torch.Tensor] | None = None) 
     folder = Path(folder)
     if not dataset.actions.is_floating_point():
         raise InputError("OMAR's format holds continuous actions only")
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-    if folder.exists():
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InputError(f"{folder} exists already; nothing was written")
     with atomic(folder) as partial:
         partial.mkdir()

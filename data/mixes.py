@@ -73,15 +73,12 @@ def parse_mix(text: str, env_id: str) -> Mix:
     most = NUM_TEAMS[env_id]
     values = dict(teams=str(min(3, most)), unit="step", share="0.5", noise="0.1")
     given = text.removeprefix("mix").removeprefix(":")
-    pairs = [part.partition("=") for part in given.split(",")] if given else []
-    keys = [key for key, _, _ in pairs]
-    for key, equals, value in pairs:
-        if key not in values or not equals:
-            keys = ", ".join(values)
-            raise InputError(f"--dataset mix: expected KEY=VALUE,... with keys {keys}, not {given!r}")
-        if keys.count(key) > 1:
-            raise InputError(f"--dataset mix: {key} is given twice")
-        values[key] = value
+    pairs = [part.split("=") for part in given.split(",")] if given else []
+    keys = [key for key, *_ in pairs]
+    if not set(keys) <= set(values) or len(set(keys)) < len(keys) or any(len(pair) != 2 for pair in pairs):
+        keys = f"keys {', '.join(values)}, each once at most"
+        raise InputError(f"--dataset mix: expected KEY=VALUE,... with {keys}, not {given!r}")
+    values |= dict(pairs)
     if values["teams"] not in map(str, range(1, most + 1)):
         raise InputError(f"--dataset mix: teams must be 1 to {most} for {env_id}, not {values['teams']!r}")
     if values["unit"] not in UNITS:
@@ -95,13 +92,6 @@ def parse_mix(text: str, env_id: str) -> Mix:
     return Mix(int(values["teams"]), values["unit"], **shares)
 
 
-def draw_teams(mix: Mix, shape: tuple[int, int], generator) -> torch.Tensor:
-    """Whose member each agent acts as, indices of teams [W, N]: in a share of the worlds one for all."""
-    draw = functools.partial(torch.randint, mix.teams, generator=generator, device=generator.device)
-    together = torch.rand((shape[0], 1), generator=generator, device=generator.device) < mix.share
-    return torch.where(together, draw((shape[0], 1)), draw(shape))
-
-
 class MixedTeams:
     """One episode played by a mix: called at every step with observations [W, N, O], returns actions [W, N].
 
@@ -112,12 +102,15 @@ class MixedTeams:
         self.mix, self.teams, self.drawn = mix, teams[: mix.teams], None
 
     def __call__(self, obs: torch.Tensor, generator) -> torch.Tensor:
-        if self.drawn is None or self.mix.unit == "step":
-            self.drawn = draw_teams(self.mix, obs.shape[:2], generator)
+        source, one = dict(generator=generator, device=generator.device), (len(obs), 1)
+        if self.drawn is None or self.mix.unit == "step":  # whose member each agent acts as, [W, N]
+            together = torch.rand(one, **source) < self.mix.share
+            drawn = (torch.randint(self.mix.teams, shape, **source) for shape in (one, obs.shape[:2]))
+            self.drawn = torch.where(together, *drawn)
         played = torch.stack([team(obs, generator) for team in self.teams])  # [M, W, N]
         actions = played.gather(0, self.drawn.unsqueeze(0)).squeeze(0)
-        noisy = torch.rand(actions.shape, generator=generator, device=actions.device) < self.mix.noise
-        uniform = torch.randint(NUM_ACTIONS, actions.shape, generator=generator, device=actions.device)
+        noisy = torch.rand(actions.shape, **source) < self.mix.noise
+        uniform = torch.randint(NUM_ACTIONS, actions.shape, **source)
         return torch.where(noisy, uniform, actions)
 
 

@@ -144,8 +144,6 @@ def open_files(folder: Path, env_id: str) -> dict[tuple[str, int], np.ndarray]:
     widths |= dict(states=STATE_DIM, next_states=STATE_DIM) if has_states(env_id) else {}
     if not folder.is_dir():
         raise InputError(f"no folder {folder}")
-    if ".partial" in folder.name:
-        raise InputError(f"{folder} is what an interrupted export left behind")
     places = {(name, i): folder / f"{name}_{i}.npy" for i in range(num) for name in widths}
     missing = [path.name for path in places.values() if not path.is_file()]
     if missing:
@@ -175,8 +173,6 @@ def open_array(path: Path, width: int | None, env_id: str) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.memmap):
             raise ValueError("it holds several arrays")
-        if path.stat().st_size != array.offset + array.nbytes:
-            raise ValueError("it is longer than its header says")
     kinds = "biuf" if path.name.startswith("dones") else "f"
     if array.dtype.kind not in kinds:
         raise InputError(f"{path} must hold {'floats' if kinds == 'f' else 'numbers'}, not {array.dtype}")
@@ -227,6 +223,13 @@ def refuse(path: Path, wrong: np.ndarray, what: str) -> None:
         raise InputError(f"{path}: row {row} {what}")
 
 
+def omar_network(inputs: int, hidden: int, outputs: int) -> torch.nn.ModuleDict:
+    """A network as OMAR's files hold it: batch normalisation and three layers."""
+    fc1, fc2 = torch.nn.Linear(inputs, hidden), torch.nn.Linear(hidden, hidden)
+    fc3 = torch.nn.Linear(hidden, outputs)
+    return torch.nn.ModuleDict(dict(in_fn=torch.nn.BatchNorm1d(inputs), fc1=fc1, fc2=fc2, fc3=fc3))
+
+
 def load_prey(path: Path, env_id: str, device="cpu") -> list[torch.Tensor]:
     """The prey of a file as a network of envs/shipped.py: weights [1, in, out] and biases [1, 1, out].
 
@@ -238,24 +241,19 @@ def load_prey(path: Path, env_id: str, device="cpu") -> list[torch.Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickles that it goes on to refuse
             stored = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(stored, dict):
-            raise ValueError("it holds no dict")
         entries = stored["agent_params"]
         if len(entries) != 4:
             raise ValueError(f"it holds {len(entries)} agents, not 3 predators and a prey")
         policy = entries[3]["policy"]
-        dim, hidden = PREY_DIM[env_id], policy["fc1.weight"].shape[0]
-        shapes = {f"in_fn.{k}": (dim,) for k in ("running_mean", "running_var", "weight", "bias")}
-        for layer, (fan_in, fan_out) in enumerate([(dim, hidden), (hidden, hidden), (hidden, 2)], start=1):
-            shapes |= {f"fc{layer}.weight": (fan_out, fan_in), f"fc{layer}.bias": (fan_out,)}
-        for name, shape in shapes.items():
-            if tuple(policy[name].shape) != shape or not policy[name].is_floating_point():
-                raise ValueError(f"{name} must be floats of shape {shape}, not {tuple(policy[name].shape)}")
-        params = [policy[name].detach().float() for name in shapes]
-        if not all(p.isfinite().all() for p in params) or (params[1] < 0).any():
+        network = omar_network(PREY_DIM[env_id], len(policy["fc1.bias"]), 2)
+        network.load_state_dict(policy)
+        state = {name: p.double() for name, p in network.state_dict().items()}
+        variance = state["in_fn.running_var"]
+        if not all(p.isfinite().all() for p in state.values()) or (variance < 0).any():
             raise ValueError("a parameter is not finite, or a variance negative")
-    mean, variance, weight, bias, w1, b1, w2, b2, w3, b3 = (p.double() for p in params)
-    scale = weight / (variance + BATCH_NORM_EPS).sqrt()
-    first = w1 * scale, b1 + w1 @ (bias - mean * scale)
-    layers = [(w.T[None], b[None, None]) for w, b in (first, (w2, b2), (w3, b3))]
+    scale = state["in_fn.weight"] / (variance + BATCH_NORM_EPS).sqrt()
+    shift = state["in_fn.bias"] - state["in_fn.running_mean"] * scale
+    state["fc1.bias"] += state["fc1.weight"] @ shift
+    state["fc1.weight"] *= scale
+    layers = [(state[f"fc{j}.weight"].T[None], state[f"fc{j}.bias"][None, None]) for j in (1, 2, 3)]
     return [p.float().to(device) for layer in layers for p in layer]

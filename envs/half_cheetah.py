@@ -16,6 +16,7 @@ import mujoco
 import numpy as np
 import torch
 
+from envs.particles import check_actions
 from utils.errors import InputError
 
 ENV_ID = "HalfCheetah-2x3"
@@ -37,7 +38,6 @@ class HalfCheetah:
 
     threads: how many step them; by default as many as torch has, at most one per world.
     seed: fixes every later reset. The first worlds of a larger batch start as a smaller batch does.
-    Raises InputError for counts below 1.
     """
 
     env_id, action_kind = ENV_ID, "continuous"
@@ -46,8 +46,6 @@ class HalfCheetah:
 
     def __init__(self, num_worlds, device="cpu", seed=0, threads=None):
         threads = torch.get_num_threads() if threads is None else threads  # what OMP_NUM_THREADS allows
-        if num_worlds < 1 or threads < 1:
-            raise InputError(f"worlds and threads must be at least 1, not {num_worlds} and {threads}")
         self.num_worlds, self.device = num_worlds, torch.device(device)
         threads = min(threads, num_worlds)
         self._model = mujoco.MjModel.from_xml_path(str(ASSETS / "half_cheetah.xml"))
@@ -66,11 +64,7 @@ class HalfCheetah:
         self._generators = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2)]
 
     def reset(self, seed=None, copies=1):
-        """Start every world anew; returns the agents' observations [W, N, 6].
-
-        seed: starts the random numbers anew. copies: W / copies different starts, the whole list repeated
-        `copies` times, so that several teams can be compared from the same starts.
-        """
+        """Start every world anew, as Worlds.reset does; returns the agents' observations [W, N, 6]."""
         if seed is not None:
             self._seed(seed)
         shape = (self.num_worlds // copies, 9)
@@ -106,14 +100,9 @@ class HalfCheetah:
         return self._observe(), rewards
 
     def advance(self, actions):
-        """Move by torques `actions` [W, N, 3]; returns rewards [W, N], the same for both agents.
-
-        Raises InputError for other shapes and what is not finite.
-        """
-        shape = (self.num_worlds, self.num_learners, self.action_dim)
-        if tuple(actions.shape) != shape or not actions.is_floating_point():
-            got = f"{actions.dtype} {tuple(actions.shape)}"
-            raise InputError(f"actions must be floats of shape {shape}, got {got}")
+        """Move by torques `actions` [W, N, 3], which must be finite; returns rewards [W, N], the same for
+        both agents."""
+        check_actions(actions, (self.num_worlds, self.num_learners, self.action_dim), self.action_kind)
         if not actions.isfinite().all():
             raise InputError("actions must be finite")
         torques = actions.detach().cpu().flatten(1).double().numpy()

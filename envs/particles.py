@@ -58,6 +58,13 @@ def others_of(count: int) -> torch.Tensor:
     return torch.tensor([[j for j in range(count) if j != i] for i in range(count)])
 
 
+def check_actions(actions: torch.Tensor, shape: tuple, action_kind: str) -> None:
+    """Raise InputError unless actions are of this shape and kind; others might broadcast in silence."""
+    if tuple(actions.shape) != shape or actions.is_floating_point() != (action_kind == "continuous"):
+        got = f"{actions.dtype} {tuple(actions.shape)}"
+        raise InputError(f"{action_kind} actions must have shape {shape}, got {got}")
+
+
 class Worlds:
     """num_worlds particle worlds stepped together.
 
@@ -87,7 +94,7 @@ class Worlds:
             raise InputError(f"{env_id} has {'3 to 10' if most == 10 else '3'} agents, not {num_agents}")
         self.env_id, self.action_kind, self.prey = env_id, action_kind, prey
         self.num_worlds, self.num_learners, self.horizon = num_worlds, num_agents, HORIZON
-        self.action_dim = NUM_ACTIONS if action_kind == "discrete" else 2
+        self.action_dim, self.action_shape = (NUM_ACTIONS, ()) if action_kind == "discrete" else (2, (2,))
         self.device, self.dtype = torch.device(device), dtype
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
@@ -148,9 +155,8 @@ class Worlds:
         elif which.start < self.num_learners:
             parts.append(self.velocity[:, -1:].expand_as(position))  # predators see the prey's velocity
         if self.env_id == "simple_world":
-            inside = (
-                landmarks[:, :, FORESTS].norm(dim=-1) < self.size[which, None] + self.landmark_size[FORESTS]
-            )
+            reach = self.size[which, None] + self.landmark_size[FORESTS]  # [n, forests]
+            inside = landmarks[:, :, FORESTS].norm(dim=-1) < reach
             parts.append(2 * inside.to(self.dtype) - 1)
         return torch.cat(parts, dim=-1)
 
@@ -159,7 +165,7 @@ class Worlds:
 
         Returns the learners' next observations [W, N, O] and rewards [W, N].
         """
-        self._check_actions(actions, self.num_learners)
+        check_actions(actions, (self.num_worlds, self.num_learners, *self.action_shape), self.action_kind)
         if self.task.prey is not None:
             if self.prey is None:
                 raise InputError(f"{self.env_id} needs a prey policy to step")
@@ -167,16 +173,9 @@ class Worlds:
         rewards = self.advance(actions)
         return self._observe(slice(0, self.num_learners)), rewards[:, : self.num_learners]
 
-    def _check_actions(self, actions, num_bodies):
-        forces = self.action_kind == "continuous"
-        shape = (self.num_worlds, num_bodies) + ((2,) if forces else ())
-        if tuple(actions.shape) != shape or actions.is_floating_point() != forces:
-            got = f"{actions.dtype} {tuple(actions.shape)}"
-            raise InputError(f"{self.action_kind} actions must have shape {shape}, got {got}")
-
     def advance(self, actions):
         """Move all bodies by `actions`, [W, P] integers or [W, P, 2] forces; returns rewards [W, P]."""
-        self._check_actions(actions, self.num_bodies)
+        check_actions(actions, (self.num_worlds, self.num_bodies, *self.action_shape), self.action_kind)
         push = self.force_of_action[actions] if self.action_kind == "discrete" else actions.to(self.dtype)
         force = push * self.gain[:, None] + self._contact_forces()
         velocity = self.velocity * (1 - DAMPING) + force * DT
@@ -190,9 +189,8 @@ class Worlds:
         """Soft contacts of every body with every solid, [W, P, 2]; zero to rounding when far apart."""
         solids = torch.cat([self.position, self.landmarks[:, self.solid_landmarks]], dim=1)
         delta = self.position.unsqueeze(2) - solids.unsqueeze(1)  # [W, P, solids, 2]
-        distance = (
-            delta.norm(dim=-1) + self.is_self
-        )  # 1 to oneself, where delta is 0: no force, no division by 0
+        # It is 1 to oneself, where delta is 0: no force, no division by 0.
+        distance = delta.norm(dim=-1) + self.is_self
         overlap = (self.contact_distance - distance) / CONTACT_MARGIN
         penetration = torch.logaddexp(overlap, torch.zeros_like(overlap)) * CONTACT_MARGIN
         return (delta * (CONTACT_FORCE * penetration * (1 - self.is_self) / distance).unsqueeze(-1)).sum(2)

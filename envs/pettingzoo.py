@@ -220,24 +220,16 @@ class ParticleEnv(ParallelEnv):
 
     def get_state(self):
         """Return copies, float64, of positions [P, 2], velocities [P, 2] and landmarks [L, 2]."""
-        states = [agent.state for agent in self.world.agents]
-        landmarks = np.stack([landmark.state.p_pos for landmark in self.world.landmarks])
-        return (
-            np.stack([state.p_pos for state in states]),
-            np.stack([state.p_vel for state in states]),
-            landmarks,
-        )
+        bodies, landmarks = self.world.agents, self.world.landmarks
+        positions, places = (np.stack([x.state.p_pos for x in group]) for group in (bodies, landmarks))
+        return positions, np.stack([body.state.p_vel for body in bodies]), places
 
     def set_state(self, positions, velocities, landmarks):
         """Put the bodies and landmarks where `get_state` (of any environment of this task) said they are."""
-        values = [np.array(value, dtype=np.float64) for value in (positions, velocities, landmarks)]
-        for value, now in zip(values, self.get_state(), strict=True):
-            if value.shape != now.shape:
-                raise InputError(f"expected a state array of shape {now.shape}, not {value.shape}")
-        for agent, position, velocity in zip(self.world.agents, values[0], values[1], strict=True):
-            agent.state.p_pos, agent.state.p_vel = position.copy(), velocity.copy()
-        for landmark, position in zip(self.world.landmarks, values[2], strict=True):
-            landmark.state.p_pos = position.copy()
+        for agent, position, velocity in zip(self.world.agents, positions, velocities, strict=True):
+            agent.state.p_pos, agent.state.p_vel = np.array(position, float), np.array(velocity, float)
+        for landmark, position in zip(self.world.landmarks, landmarks, strict=True):
+            landmark.state.p_pos = np.array(position, float)
 
     def render(self):
         """Draw the world: an RGB picture [FRAME_SIZE, FRAME_SIZE, 3], uint8 (None without a render mode), of

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from envs.particles import ACTION_KINDS, ENV_IDS, WITH_PREY
-from utils.errors import InputError, check_choice
+from envs.particles import ENV_IDS, WITH_PREY
+from utils.errors import InputError
 from utils.files import reading
 
 POLICY_DIR = Path(__file__).parent / "policies"
@@ -159,21 +159,9 @@ class Policies:
     prey: list[torch.Tensor] | None
     facts: dict
 
-    @property
-    def medium(self) -> list[torch.Tensor]:
-        """The iterate that plays most of the medium data."""
-        return self.iterates[int(np.argmax(self.facts["weights"]["medium"]))]
-
-
-def check_task(env_id: str, action_kind: str) -> None:
-    """Raise InputError unless there are behaviour policies of this task and kind of actions."""
-    check_choice("action kind", action_kind, ACTION_KINDS)
-    check_choice("env-id", env_id, ENV_IDS if action_kind == "discrete" else CONTINUOUS_ENV_IDS)
-
 
 def policy_file(env_id: str, folder: Path = POLICY_DIR, action_kind: str = "discrete") -> Path:
     """Where the policies of a task are. Raises InputError, with the command that makes them, where not."""
-    check_task(env_id, action_kind)
     path = Path(folder) / f"{env_id}-{action_kind}.npz"
     if not path.is_file():
         command = f"python -m data.behaviour --env-id {env_id} --action-kind {action_kind}"

@@ -17,7 +17,7 @@ import itertools
 import numpy as np
 import torch
 
-from envs.particles import HORIZON, NUM_ACTIONS, others_of
+from envs.particles import HORIZON, NUM_ACTIONS, check_actions, others_of
 from utils.errors import InputError
 
 ENV_ID = "two_doors"
@@ -64,14 +64,9 @@ class TwoDoors:
         return torch.cat([self.cells.unsqueeze(-1) / DOOR, others / (2 * DOOR)], dim=-1)
 
     def step(self, actions):
-        """Move by `actions` [W, N], integers 0..4; returns observations [W, N, O] and rewards [W, N].
-
-        Raises InputError for other shapes or types.
-        """
+        """Move by `actions` [W, N], integers 0..4; returns observations [W, N, O] and rewards [W, N]."""
         shape = (self.num_worlds, NUM_AGENTS)
-        if tuple(actions.shape) != shape or actions.is_floating_point():
-            got = f"{actions.dtype} {tuple(actions.shape)}"
-            raise InputError(f"discrete actions must have shape {shape}, got {got}")
+        check_actions(actions, shape, self.action_kind)
         cells = (self.cells + self.moves[actions]).clamp(-DOOR, DOOR)
         draws = torch.rand(self.num_worlds // self.copies, generator=self.generator, device=self.device)
         gust = draws.repeat(self.copies) < GUST  # [W]

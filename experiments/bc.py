@@ -7,7 +7,6 @@ Networks, data, clipping and scores are the scripts' own. An agent ascends the l
 actions, with forces it descends their squared distance, one step a round. Letters as in the scripts.
 """
 
-import json
 import re
 import sys
 import time
@@ -23,9 +22,9 @@ import spacql
 import spacql_continuous
 from data.datasets import describe, find_prey, load_dataset, normalise
 from envs import make_env
-from experiments.enjoy import score_summary
 from utils import runs
-from utils.files import atomic, parse, run_script, say
+from utils.errors import check_numbers
+from utils.files import parse, run_script, say
 
 SIZES = ("rounds", "batch_size", "learning_rate", "eval_every", "eval_episodes")  # None: the script's own
 
@@ -61,7 +60,7 @@ def cloning_loss(outputs, actions, continuous):
 def main(argv=None):
     """Train; prints the summary as JSON and returns it."""
     args = parse(Args, argv, description="\n".join(__doc__.splitlines()[:4]))
-    runs.check_numbers(asdict(args))
+    check_numbers(vars(args), runs.LEAST, runs.MOST)
     device = runs.pick_device(args.device)
     script, kind = (spacql_continuous, "continuous") if args.continuous else (spacql, "discrete")
     prey = find_prey(script.Args(args.env_id, args.dataset), device) if args.continuous else None
@@ -99,23 +98,28 @@ def main(argv=None):
             point |= dict(actor_loss=loss.mean(1).tolist(), seconds=round(time.time() - start, 2))
             history.append(point)
 
-    columns = {name: [point[name] for point in history] for name in history[0]}
+    history = {name: [point[name] for point in history] for name in history[0]}
     networks = dict(critic=[], target_critic=[], actor=actor, target_actor=actor)
-    rest = dict(script=script.SCRIPT, args=asdict(settings), round=args.rounds, scale=scale, history=columns)
+    rest = dict(script=script.SCRIPT, args=asdict(settings), round=args.rounds, scale=scale, history=history)
     optimizers = dict(critic_adam=adam, actor_adam=adam)  # there are no critics; enjoy plays the actors
     runs.save_checkpoint(folder, networks, optimizers, generators, rest | dict(facts=dataset.facts))
     env = worlds(script.FINAL_FACTOR * args.num_seeds * args.eval_episodes)
     returns = script.evaluate(policy, env, args.num_seeds, script.EVAL_SEED + 1)  # [S, episodes]
-    curves = {f"history_{name}": np.array(values) for name, values in columns.items()}
-    summary = dict(folder=str(folder), method="bc", learning_rate=args.learning_rate)
-    summary |= score_summary(args, returns, dataset.facts)
-    summary |= dict(best_mean=round(float(curves["history_scores"].max(0).mean()), 2))
-    summary |= dict(eval_seconds=curves["history_seconds"].tolist(), wall_s=round(time.time() - start, 1))
-    summary |= dict(device=str(device))
-    texts = dict(args=json.dumps(asdict(args)), summary=json.dumps(summary))
-    with atomic(folder / "returns.npz") as partial_path:
-        np.savez_compressed(partial_path, returns=returns.cpu().numpy(), **texts, **curves)
-    print(json.dumps(summary), flush=True)
+    summary = dict(
+        folder=str(folder),
+        method="bc",
+        learning_rate=args.learning_rate,
+        env_id=args.env_id,
+        dataset=args.dataset,
+        rounds=args.rounds,
+        **runs.score_summary(args, normalise(returns.mean(1), dataset.facts)),
+        best_mean=round(float(np.max(history["scores"], axis=0).mean()), 2),
+        data_score=round(dataset.facts["data_score"], 2),
+        eval_seconds=history["seconds"],
+        wall_s=round(time.time() - start, 1),
+        device=str(device),
+    )
+    runs.save_returns(folder, args, returns, summary, history)
     return summary
 
 

@@ -26,7 +26,7 @@ from envs.particles import ENV_IDS
 from envs.shipped import POLICY, load_policies
 from experiments.films import compose, film, save_gif
 from utils import runs
-from utils.errors import InputError, check_choice
+from utils.errors import InputError, check_choice, check_numbers
 from utils.files import parse, run_script, say
 
 SCRIPTS = {script.SCRIPT: script for script in (spacql, spacql_continuous)}
@@ -67,21 +67,6 @@ def load_team(folder, device="cpu"):
     return script, args, saved, worlds
 
 
-def score_summary(args, returns, facts) -> dict:
-    """What a line of JSON says of a run's settings and of returns [S, episodes], as the scripts say it."""
-    scores = normalise(returns.mean(1), facts)
-    return dict(
-        env_id=args.env_id,
-        dataset=args.dataset,
-        rounds=args.rounds,
-        seeds=list(range(args.seed, args.seed + args.num_seeds)),
-        scores=[round(score, 2) for score in scores.tolist()],
-        score_mean=round(float(scores.mean()), 2),
-        score_std=round(float(scores.std(correction=0)), 2),
-        data_score=round(facts["data_score"], 2),
-    )
-
-
 @torch.no_grad()
 def film_teams(folder: Path, path: Path, learnt_score: float) -> None:
     """Film three episodes of the run's first seed, and where it has three agents, of two teams beside it."""
@@ -91,7 +76,8 @@ def film_teams(folder: Path, path: Path, learnt_score: float) -> None:
     teams = {}  # policies of observations [1, B, N, O] -> actions [1, B, N] or [1, B, N, A]
     if env.num_learners == 3:
         policies, behaviour = load_policies(env.env_id, action_kind=env.action_kind), POLICY[env.action_kind]
-        medium = policies.medium
+        weights = policies.facts["weights"]["medium"]
+        medium = policies.iterates[weights.index(max(weights))]
         teams["random play"] = lambda obs: behaviour.uniform(worlds(obs.shape[1]), generator)[None]
         teams["medium behaviour"] = lambda obs: behaviour.act(medium, obs[0], generator)[None]
     scores = {}
@@ -109,8 +95,7 @@ def film_teams(folder: Path, path: Path, learnt_score: float) -> None:
 def main(argv=None):
     """Score the run's teams and print the summary as JSON, then film; returns the summary."""
     args = parse(Args, argv, description="\n".join(__doc__.splitlines()[:4]))
-    if args.episodes is not None and args.episodes < 1:
-        raise InputError(f"--episodes must be at least 1, not {args.episodes}")
+    check_numbers(vars(args), {}, {})
     script, settings, saved, worlds = load_team(args.folder, runs.pick_device(args.device))
     if args.gif and settings.env_id not in ENV_IDS:
         raise InputError(f"only {', '.join(ENV_IDS)} can be filmed, not {settings.env_id}")
@@ -118,8 +103,11 @@ def main(argv=None):
     episodes = args.episodes or script.FINAL_FACTOR * settings.eval_episodes
     env = worlds(settings.num_seeds * episodes)
     returns = script.evaluate(policy, env, settings.num_seeds, script.EVAL_SEED + 1)  # [S, episodes]
-    summary = dict(folder=str(args.folder), episodes=episodes)
-    summary |= score_summary(settings, returns, saved["facts"]) | dict(rounds=saved["round"])
+    facts = saved["facts"]
+    summary = dict(folder=str(args.folder), episodes=episodes, env_id=settings.env_id)
+    summary |= dict(dataset=settings.dataset, rounds=saved["round"])
+    summary |= runs.score_summary(settings, normalise(returns.mean(1), facts))
+    summary |= dict(data_score=round(facts["data_score"], 2))
     print(json.dumps(summary), flush=True)
     if args.gif:
         film_teams(args.folder, args.gif, summary["scores"][0])

@@ -53,31 +53,20 @@ def row_of(env_id: str, kind: str, quality: str, data_dir: Path) -> dict:
 def table(rows: pd.DataFrame) -> str:
     """The rows as two Markdown tables with a column for each quality: mean and deviation of the return with
     forces and torques, and normalised scores with moves; the paper's above ours."""
+    spread = "{:.1f} ± {:.1f}".format
     forces, moves = (rows[rows["actions"] == kind] for kind in ("continuous", "discrete"))
-    returns = {
-        "the paper's": forces.assign(cell=spread(forces["published_mean"], forces["published_deviation"])),
-        "ours": forces.assign(cell=spread(forces["mean"], forces["deviation"])),
-    }
-    points = {
-        "the paper's": moves.assign(cell=moves["points"]),
-        "ours": moves.assign(cell=moves["our_points"]),
-    }
-    return "\n\n".join(markdown(parts) for parts in (returns, points))
+    theirs = list(map(spread, forces["published_mean"], forces["published_deviation"]))
+    ours = list(map(spread, forces["mean"], forces["deviation"]))
+    return f"{markdown(forces, theirs, ours)}\n\n{markdown(moves, moves['points'], moves['our_points'])}"
 
 
-def spread(mean: pd.Series, deviation: pd.Series) -> list[str]:
-    """Mean and deviation as texts."""
-    return [f"{a:.1f} ± {b:.1f}" for a, b in zip(mean, deviation, strict=True)]
-
-
-def markdown(parts: dict[str, pd.DataFrame]) -> str:
-    """A table with a row for each task and part, and the column `cell` by quality."""
-    parts = [
-        part.pivot(index="task", columns="quality", values="cell").assign(data=name)
-        for name, part in parts.items()
-    ]
-    whole = pd.concat(parts).sort_index(kind="stable").set_index("data", append=True)
-    return whole[list(QUALITIES)].reset_index().to_markdown(index=False, disable_numparse=True)
+def markdown(rows: pd.DataFrame, theirs, ours) -> str:
+    """A table with two rows for each task, one of the paper's cells and one of ours."""
+    cells = rows.assign(**{"the paper's": theirs, "ours": ours})
+    cells = cells.melt(["task", "quality"], ["the paper's", "ours"], var_name="data")
+    whole = cells.pivot(index=["task", "data"], columns="quality", values="value")
+    whole = whole.sort_index(ascending=[True, False])[list(QUALITIES)]
+    return whole.reset_index().to_markdown(index=False, disable_numparse=True)
 
 
 def main(argv=None) -> None:

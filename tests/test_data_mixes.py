@@ -66,7 +66,7 @@ def test_what_is_not_said_has_a_default():
     assert parse_mix("mix:share=-0,noise=1e-3", SPREAD).name == "mix-teams3-step-share0.0-noise0.001"
 
 
-KEYS = "mix: expected KEY=VALUE,... with keys teams, unit, share, noise, not "
+KEYS = "mix: expected KEY=VALUE,... with keys teams, unit, share, noise, each once at most, not "
 REFUSED = [
     (SPREAD, "mix:teams=0", "mix: teams must be 1 to 4 for simple_spread, not '0'"),
     (SPREAD, "mix:teams=٣", "mix: teams must be 1 to 4 for simple_spread, not '٣'"),
@@ -76,7 +76,7 @@ REFUSED = [
     (SPREAD, "mix:share=1_0", "mix: share must be a number from 0 to 1, not '1_0'"),
     (SPREAD, "mix:noise=２", "mix: noise must be a number from 0 to 1, not '２'"),
     (SPREAD, "mix:shre=1", KEYS + "'shre=1'"),
-    (SPREAD, "mix:share=1,noise=0,share=1", "mix: share is given twice"),
+    (SPREAD, "mix:share=1,noise=0,share=1", KEYS + "'share=1,noise=0,share=1'"),
     ("simple_tag", "mix", "simple_tag has no teams to mix; simple_spread and two_doors have"),
     (GAME, "medium", "two_doors has no medium data: choose random or mix:teams=2"),
 ]

@@ -426,7 +426,6 @@ def test_bad_use_of_the_worlds_and_the_reference():
     for env, action, words in bad:
         assert words in one_line(lambda env=env, action=action: env.step(dict.fromkeys(env.agents, action)))
     assert "adversary_1" in one_line(lambda: tag.step({"adversary_0": 0}))
-    assert "shape" in one_line(lambda: tag.set_state(np.zeros((3, 2)), np.zeros((4, 2)), np.zeros((2, 2))))
 
 
 # ------------------------------------------------------------------------------------ the game of two doors

@@ -11,15 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from common import (
-    SCRIPTS,
-    close,
-    generator,
-    indices,
-    normal,
-    one_line,
-    rejects,
-)
+from common import SCRIPTS, close, generator, indices, normal, one_line, rejects
 from mutants_tools import MUTANTS
 from PIL import Image
 from torch import nn

@@ -1,6 +1,7 @@
 """The headline figure: occupancies move linearly, densities multiply, and what that asks of the data."""
 
 import math
+from bisect import bisect_left
 from dataclasses import replace
 from itertools import product as pairs_of
 
@@ -23,11 +24,8 @@ def curves(agents, seed):
     logged = torch.cat([1 - rare, rare], -1)
     policies = logged + exact([-DISTANCE, DISTANCE])
     world = replace(world, behaviour=product(logged), policies=policies)
-    before, moved, ratio = (
-        world.occupancy(world.behaviour),
-        [[] for _ in range(agents)],
-        [[] for _ in range(agents)],
-    )
+    before = world.occupancy(world.behaviour)
+    moved, ratio = ([[] for _ in range(agents)] for _ in range(2))
     for subset in subsets(agents):
         actions = world.replaced(subset)
         moved[len(subset) - 1].append(tv(world.occupancy(actions), before))
@@ -60,14 +58,7 @@ def samples_needed(rare, act, num, k, unseen=0.1):
     def missing(samples):
         return sum(p * math.exp(samples * math.log1p(-mu)) for p, mu in zip(seconds, logged, strict=True))
 
-    high = 1
-    while missing(high) > unseen:
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if missing(middle) > unseen else (low, middle)
-    return high
+    return bisect_left(range(2**60), True, key=lambda samples: missing(samples) <= unseen)
 
 
 def binomial(num, chance):
@@ -78,12 +69,9 @@ def binomial(num, chance):
 def draw(figure, data):
     """Three panels, each readable without the text."""
     left, middle, right = figure.subplots(1, 3)
-    for ax, name, label in (
-        (left, "moved", "random worlds, exact"),
-        (middle, "ratio", "random worlds, exact"),
-    ):
+    for ax, name in ((left, "moved"), (middle, "ratio")):
         low, mean, high = zip(*data[name], strict=True)
-        ax.plot(data["replaced"], mean, "C0o-", ms=3, label=f"{label}: mean and range")
+        ax.plot(data["replaced"], mean, "C0o-", ms=3, label="random worlds, exact: mean and range")
         ax.fill_between(data["replaced"], low, high, color="C0", alpha=0.2, lw=0)
     left.plot(data["replaced"], data["worst"], "C3o-", ms=3, label="the worst world, exact")
     left.plot(

@@ -6,11 +6,9 @@ import itertools
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import threading
+import uuid
 from pathlib import Path
 
 import tyro
@@ -102,22 +100,6 @@ def run_script(name: str, main) -> None:
 
 
 @contextlib.contextmanager
-def interrupts_at_the_end():
-    """Ctrl-C takes effect after the block. h5py's objects go away in callbacks that would swallow it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received = []
-    handler = signal.signal(signal.SIGINT, lambda *args: received.append(args))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if received and callable(handler):
-            handler(*received[0])
-
-
-@contextlib.contextmanager
 def reading(path: Path, what: str):
     """Whatever goes wrong while the file is read becomes an InputError of one line: readers raise many kinds
     of exceptions for damaged files, which all mean the same to the user."""
@@ -133,41 +115,20 @@ def reading(path: Path, what: str):
 @contextlib.contextmanager
 def atomic(path: Path):
     """A temporary name beside `path` for a file or a folder to write; renamed to `path` at the end, removed
-    if anything goes wrong. What processes that were killed have left there is removed too.
+    if anything goes wrong. What a killed process leaves there has .partial in its name.
 
     Raises InputError, in one line, where it cannot be written.
     """
     path = Path(path)
-    start, end = f"{path.stem}.{socket.gethostname()}-", f".partial{path.suffix}"
-    partial = path.with_name(f"{start}{os.getpid()}{end}")
+    partial = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for other in path.parent.iterdir():
-            pid = other.name.removeprefix(start).removesuffix(end)
-            if other.name == f"{start}{pid}{end}" and pid.isdigit() and not other_runs(int(pid)):
-                remove(other)
         yield partial
         os.replace(partial, path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {one_line(error)}") from None
     finally:
-        remove(partial)
-
-
-def other_runs(pid: int) -> bool:
-    """Whether another process of this number runs on this machine."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return pid != os.getpid()
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if it can be."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        path.unlink()
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()

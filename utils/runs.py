@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import math
 import os
 import re
 import sys
@@ -14,21 +13,22 @@ import warnings
 import zipfile
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.errors import InputError
+from utils.errors import InputError, check_numbers
 from utils.files import atomic, parse, reading, say
 
 NETWORKS = ("critic", "actor", "target_critic", "target_actor")
-KEYS = (*"script args round generators scale facts history critic_adam actor_adam".split(), *NETWORKS)
+KINDS = dict(script=str, args=dict, round=int, facts=dict, history=dict, critic_adam=dict, actor_adam=dict)
+KINDS |= dict.fromkeys((*NETWORKS, "scale", "generators"), list)  # of a checkpoint's entries
 MAY_DIFFER = ("rounds", "device", "data_dir", "track", "resume")  # between a run and what resumes it
-SEEDS = ("seed", "data_seed")
-POSITIVE = ("learning_rate", "gamma")
-NOT_NEGATIVE = ("cql_alpha", "clone_weight", "entropy_coef", "output_l2")
+NOT_NEGATIVE = "seed data_seed cql_alpha clone_weight entropy_coef output_l2 action_l2 target_noise".split()
+LEAST, MOST = dict.fromkeys(NOT_NEGATIVE, 0), dict(gamma=1)  # of the scripts' numbers
 TAGS = {"scores": "eval/score", "weights": "weights/k", "u": "uncertainty/k", "k_eff": "weights/k_eff"}
 
 
@@ -45,24 +45,6 @@ def pick_device(name: str) -> torch.device:
 # ------------------------------------------------------------------------------------ the command line
 
 
-def check_numbers(args: dict) -> None:
-    """Raise InputError for numbers that cannot be meant: counts below 1, rates outside their range."""
-    for name, value in args.items():
-        flag, number = f"--{name.replace('_', '-')}", type(value) in (int, float)
-        if number and not math.isfinite(value):
-            raise InputError(f"{flag} must be a finite number, not {value}")
-        least = 0 if name in SEEDS else 1
-        if type(value) is int and value < least:
-            raise InputError(f"{flag} must be at least {least}, not {value}")
-        if type(value) is int and value >= 2**62:  # sums of two still fit into 64 bits
-            raise InputError(f"{flag} {value} is too large")
-        too_low = (name in POSITIVE and number and value <= 0) or (
-            name in NOT_NEGATIVE and number and value < 0
-        )
-        if too_low or (name == "gamma" and number and value > 1):
-            raise InputError(f"{flag} {value} is out of range")
-
-
 def open_run(args_class, argv, description: str, script: str) -> tuple:
     """Read the command line: the arguments, and the checkpoint that they resume or None.
 
@@ -71,7 +53,7 @@ def open_run(args_class, argv, description: str, script: str) -> tuple:
     """
     intro = "\n".join(description.splitlines()[:3])
     args = parse(args_class, argv, description=intro)
-    check_numbers(vars(args))
+    check_numbers(vars(args), LEAST, MOST)
     if args.track:
         check_wandb()
     if args.resume is None:
@@ -177,21 +159,12 @@ def load_checkpoint(path: str | Path) -> tuple[Path, dict]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickles that it goes on to refuse
             saved = torch.load(path, map_location="cpu", weights_only=True)
-        check_contents(saved)
+        for key, kind in KINDS.items():
+            if type(saved[key]) is not kind:
+                raise TypeError(f"its {key} is no {kind.__name__}")
+            if kind is list and not all(map(torch.is_tensor, saved[key])):
+                raise TypeError(f"its {key} are not tensors")
     return path.parent, saved
-
-
-def check_contents(saved: dict) -> None:
-    """Raise KeyError or TypeError unless a checkpoint holds what is read from it."""
-    if missing := [key for key in KEYS if key not in saved]:
-        raise KeyError(f"it lacks {', '.join(missing)}")
-    kinds = dict(round=int, args=dict, facts=dict, history=dict, critic_adam=dict, actor_adam=dict)
-    for key, kind in (kinds | dict.fromkeys((*NETWORKS, "scale", "generators"), list)).items():
-        if type(saved[key]) is not kind:
-            raise TypeError(f"its {key} is no {kind.__name__}")
-    for key in (*NETWORKS, "scale", "generators"):
-        if not all(map(torch.is_tensor, saved[key])):
-            raise TypeError(f"its {key} are not tensors")
 
 
 def finished_rounds(folder: Path) -> int | None:
@@ -238,18 +211,11 @@ def restore(saved: dict | None, networks: dict, optimizers: dict, generators: li
 # ------------------------------------------------------------------------------------ logs and results
 
 
-class Log:
-    """A run's TensorBoard log, and when it began."""
+def start_log(folder: Path, args, first_round: int) -> SimpleNamespace:
+    """Write the arguments and open the TensorBoard log; returns folder, writer and the time of the start.
 
-    def __init__(self, folder: Path, first_round: int):
-        self.folder, self.start = folder, time.time()
-        self.writer = SummaryWriter(
-            folder, purge_step=first_round
-        )  # what is newer than the checkpoint is dropped
-
-
-def start_log(folder: Path, args, first_round: int) -> Log:
-    """Write the arguments and open the log; with --track a run, resumed or not, is one run of W&B."""
+    With --track a run, resumed or not, is one run of W&B.
+    """
     if args.track:
         import wandb
 
@@ -265,10 +231,11 @@ def start_log(folder: Path, args, first_round: int) -> Log:
         say("one critic has no spread: its weights w_k are uniform")
     with atomic(folder / "args.json") as partial:
         partial.write_text(json.dumps(asdict(args), indent=2))
-    return Log(folder, first_round)
+    writer = SummaryWriter(folder, purge_step=first_round)  # what is newer than the checkpoint is dropped
+    return SimpleNamespace(folder=folder, writer=writer, start=time.time())
 
 
-def log_report(log: Log, history: dict, round_number: int, report: dict, sizes: torch.Tensor, bar) -> None:
+def log_report(log, history: dict, round_number: int, report: dict, sizes: torch.Tensor, bar) -> None:
     """Add a report {name: [S] or, by the replacement sizes in use, [S, K]} to the history, the TensorBoard
     log and the progress bar. The history has weights and u of all sizes 1 .. the largest, 0 where not in use.
 
@@ -298,9 +265,26 @@ def log_report(log: Log, history: dict, round_number: int, report: dict, sizes: 
     bar.set_postfix(score=f"{np.mean(values['scores']):.1f}", k_eff=f"{np.mean(values['k_eff']):.2f}")
 
 
-def save_results(
-    log: Log, args, returns: torch.Tensor, scores: torch.Tensor, history: dict, facts: dict
-) -> dict:
+def score_summary(args, scores: torch.Tensor) -> dict:
+    """What a line of JSON says of the normalised scores [S] of a run's seeds."""
+    return dict(
+        seeds=list(range(args.seed, args.seed + args.num_seeds)),
+        scores=[round(score, 2) for score in scores.tolist()],
+        score_mean=round(float(scores.mean()), 2),
+        score_std=round(float(scores.std(correction=0)), 2),
+    )
+
+
+def save_returns(folder: Path, args, returns: torch.Tensor, summary: dict, history: dict) -> None:
+    """Write returns.npz, which marks the run as finished, and print the summary as one line of JSON."""
+    texts = {k: np.array(json.dumps(v)) for k, v in dict(args=asdict(args), summary=summary).items()}
+    curves = {f"history_{k}": np.asarray(v) for k, v in history.items()}
+    with atomic(folder / "returns.npz") as partial:
+        np.savez_compressed(partial, returns=returns.cpu().numpy(), **texts, **curves)
+    print(json.dumps(summary), flush=True)
+
+
+def save_results(log, args, returns: torch.Tensor, scores: torch.Tensor, history: dict, facts: dict) -> dict:
     """Write returns.npz (final returns [S, episodes], arguments, summary, history) and progress.png, print
     the summary as one line of JSON, and return it. scores [S] are the normalised returns."""
     log.writer.close()
@@ -318,10 +302,7 @@ def save_results(
     summary = dict(
         folder=str(log.folder),
         **{name: getattr(args, name) for name in shown.split()},
-        seeds=list(range(args.seed, args.seed + args.num_seeds)),
-        scores=[round(score, 2) for score in scores.tolist()],
-        score_mean=round(float(scores.mean()), 2),
-        score_std=round(float(scores.std(correction=0)), 2),
+        **score_summary(args, scores),
         best_mean=round(float(np.max(history["scores"], axis=0).mean()), 2),
         data_score=round(facts["data_score"], 2),
         data_hash=facts["hash"],
@@ -332,12 +313,8 @@ def save_results(
         wall_s=round(history["seconds"][-1] + time.time() - log.start, 1),
         device=str(scores.device),
     )
-    texts = {k: np.array(json.dumps(v)) for k, v in dict(args=asdict(args), summary=summary).items()}
-    curves = {f"history_{k}": np.asarray(v) for k, v in history.items()}
     plot_history(log.folder / "progress.png", history, log.folder.name, facts["data_score"])
-    with atomic(log.folder / "returns.npz") as partial:  # last: it marks the run as finished
-        np.savez_compressed(partial, returns=returns.cpu().numpy(), **texts, **curves)
-    print(json.dumps(summary), flush=True)
+    save_returns(log.folder, args, returns, summary, history)
     return summary
 
 
