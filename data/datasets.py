@@ -41,7 +41,7 @@ from envs import ENV_IDS_OF_KIND, half_cheetah, make_env, two_doors
 from envs.particles import DT, ENV_IDS, NUM_ACTIONS, WITH_PREY
 from envs.shipped import POLICY_DIR, greedy, load_policies, policy_file, rollout
 from utils.errors import InputError, check_choice
-from utils.files import atomic, reading
+from utils.files import atomic, interrupts_at_the_end, reading
 
 QUALITIES = omar.QUALITIES
 HDF5_SUFFIXES = (".h5", ".hdf5")
@@ -346,7 +346,7 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
     arrays |= dict(actions=dataset.actions.numpy().astype(narrow))
     arrays |= dict(terminals=np.zeros_like(ends), timeouts=ends)
     try:
-        with h5py.File(path, "w") as file:
+        with interrupts_at_the_end(), h5py.File(path, "w") as file:
             file.update(arrays)
             file.attrs.update(dataset.facts)
     except (OSError, RuntimeError) as error:  # HDF5 raises either where a disk is full
@@ -361,7 +361,7 @@ def read_dataset(path: Path, env_id: str, action_kind: str) -> Dataset:
             f"{path} is a folder, not an .h5 file" if path.is_dir() else f"no dataset file {path}"
         )
     names = ["observations", "actions", "rewards", "terminals"] + ["states"] * omar.has_states(env_id)
-    with reading(path, "HDF5"), h5py.File(path, "r") as file:
+    with reading(path, "HDF5"), interrupts_at_the_end(), h5py.File(path, "r") as file:
         missing = [k for k in names if getattr(file.get(k), "shape", None) is None]
         facts = read_facts(file)
         missing += [f"attribute {k}" for k in TEXTS + SCORES if k not in facts]

@@ -173,6 +173,8 @@ def open_array(path: Path, width: int | None, env_id: str) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.memmap):
             raise ValueError("it holds several arrays")
+        if path.stat().st_size != array.offset + array.nbytes:
+            raise ValueError("it is longer than its header says")
     kinds = "biuf" if path.name.startswith("dones") else "f"
     if array.dtype.kind not in kinds:
         raise InputError(f"{path} must hold {'floats' if kinds == 'f' else 'numbers'}, not {array.dtype}")

@@ -2,10 +2,8 @@
 
     python -m experiments.original_recipe --prey pretrained_adv_model.pt    # tag random, joint, two critics
 
-To be read beside spacql_continuous.py, whose equations, networks, letters and flags it takes. By default it
-does what the official code does, each flag below takes one part of that back. But transitions are drawn with
-replacement (two of a million seldom meet), and played actors use the data's moments, which running means of
-batches are.
+To be read beside spacql_continuous.py, whose equations, networks, letters and flags it takes. Not as there:
+transitions are drawn with replacement, and played actors use the data's moments, not running means of them.
 """
 
 import sys
@@ -26,7 +24,6 @@ from utils.files import run_script, say
 SCRIPT = "experiments/original_recipe.py"
 EPS, MOMENTUM = 1e-5, 0.1  # torch's, of batch-norm
 CALLS = ("target", "fit", "actor")  # of the critics
-SMALL = 0.003  # bound of the actors' last layer at first
 
 
 @dataclass(frozen=True)
@@ -82,14 +79,11 @@ class Args(ours.Args):
     """the agents' mean, centred, else agent 0's"""
 
 
-# ------ batch-norm
+# ------ batch-norm, data
 
 
 def moments(x, dims, how="call", data=None, running=None):
-    """Mean and variance for x [S, B, R, ...]: its own over `dims`, the data's, or, updated
-    here, running ones [S, 1, 1, ...]."""
-    if how == "none":
-        return 0.0, 1.0
+    """Mean and variance for x [S, B, R, ...]: its own over `dims`, the data's, or running ones, updated."""
     if how == "data":
         return data
     var, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
@@ -116,9 +110,6 @@ def clip_together(params):
     norm = sum(p.grad.square().sum((1, 2, 3)) for p in params).sqrt()  # [S]
     for p in params:
         p.grad.mul_((ours.MAX_GRAD_NORM / (norm + 1e-6)).clamp(max=1.0).view(-1, 1, 1, 1))
-
-
-# ------ data
 
 
 def prepare(args, dataset, device):
@@ -156,14 +147,15 @@ def main(argv=None):
     width = state_dim + num_agents * action_dim
     of_obs = moments(dataset.observations.to(device), (0, 1))  # [1, 1, N, O] each
     of_states = [x.flatten(2) for x in of_obs]
-    of_data = moments(dataset.actions.flatten(2).to(device), (0, 1))  # [1, 1, N * A]
+    known = moments(dataset.actions.flatten(2).to(device), (0, 1))  # [1, 1, N * A], or one-pass's
+    known = (0.0, 1.0) if args.norm_actions == "none" else known
 
     generators = [torch.Generator(device).manual_seed(args.seed + i) for i in range(args.num_seeds)]
     critic = ours.init_networks(generators, args.num_critics, (width, args.hidden, args.hidden, 1))
     actor = ours.init_networks(generators, num_agents, (obs_dim, args.hidden, args.hidden, action_dim))
     if args.small_last_layer:
         for p in actor[-2:]:
-            p.mul_(SMALL * args.hidden**0.5)  # from within 1 / sqrt(H)
+            p.mul_(0.003 * args.hidden**0.5)  # from within 1 / sqrt(H)
     critic += init_batch_norm(args.num_seeds, 1, 1, width, device=device)
     actor += init_batch_norm(args.num_seeds, num_agents, 1, obs_dim, device=device)
     running = [*init_batch_norm(args.num_seeds, 1, 1, width, device=device)]
@@ -179,8 +171,8 @@ def main(argv=None):
 
     several = {"all": CALLS, "not-target": CALLS[1:], "not-actor": CALLS[:2]}
     norm = dict.fromkeys(CALLS, "data")  # of actions
-    norm |= dict.fromkeys(several.get(args.norm_calls, [args.norm_calls]), args.norm_actions)
-    known = of_data  # one-pass's moments, else the data's
+    if args.norm_actions in ("call", "running"):
+        norm |= dict.fromkeys(several.get(args.norm_calls, [args.norm_calls]), args.norm_actions)
 
     def outputs_of(actor, obs, how):
         """Outputs [S, B, N, A] at obs [S, B, N, O]."""
@@ -195,7 +187,6 @@ def main(argv=None):
         state, joint = state.unsqueeze(2), joint.flatten(3)  # [S, B, 1, D], [S, B, R, N * A]
         mean_var = moments(state, 1, args.norm_states, of_states, [p[..., of_s] for p in running])
         state = batch_norm(state, mean_var, *(p[..., of_s] for p in critic[6:])).squeeze(2)
-        how = "data" if how == "one-pass" else how
         mean_var = moments(joint, over, how, known, [p[..., of_a] for p in running])
         joint = batch_norm(joint, mean_var, *(p[..., of_a] for p in critic[6:]))
         return ours.critic_values(critic[:6], state, joint)
@@ -229,7 +220,7 @@ def main(argv=None):
                 noise = ours.per_seed(torch.randn, generators, shape)
                 sampled = (mean + args.target_noise * noise).clamp(-1, 1)  # [S, B, K, N, A]
                 if exact:
-                    each = sampled.squeeze(2).unsqueeze(3)  # [S, B, N, 1, A]
+                    each = sampled.transpose(2, 3)  # [S, B, N, 1, A]
                     replaced = ours.counterfactuals(next_actions, everyone, each).squeeze(3)
                 else:
                     order = ours.per_seed(torch.rand, generators, shape[:-1])  # [S, B, K, N]
@@ -244,8 +235,8 @@ def main(argv=None):
                 weights = torch.full_like(u, 1 / len(sizes))
                 if args.backup == "spacql":
                     weights = ours.replacement_weights(u)
-                later = q_target * (1 - done)[:, None, :, None]
-                target = ours.spacql_target(rewards, later, weights, args.gamma)  # [S, B]
+                q_target = q_target * (1 - done)[:, None, :, None]
+                target = ours.spacql_target(rewards, q_target, weights, args.gamma)  # [S, B]
 
             # ---- critic: equation (5)
             candidates, log_weights = ours.penalty_candidates(args, actions, [], generators)
@@ -263,9 +254,8 @@ def main(argv=None):
                 outputs = outputs_of(actor, obs, args.norm_states)
                 played = outputs.tanh().unsqueeze(3)  # [S, B, N, 1, A]
                 joint = ours.counterfactuals(actions, everyone, played).squeeze(3)
-                frozen = [p.detach() for p in critic]
-                q = q_values(frozen, state, joint, norm["actor"], together)  # [S, E, B, N]
-                q = q[:, 0] if args.first_critic else q.mean(1)
+                q = q_values([p.detach() for p in critic], state, joint, norm["actor"], together)
+                q = q[:, 0] if args.first_critic else q.mean(1)  # [S, B, N]
                 small = args.action_l2 * played.square().mean((3, 4))  # [S, B, N]
                 small = small + args.output_l2 * outputs.square().mean(-1)
                 actors_loss = (small - q / (num_agents if args.agents_mean else 1)).mean(1)  # [S, N]
@@ -286,16 +276,14 @@ def main(argv=None):
             # The target policies' joint actions, and what the targets think of them.
             report |= dict(policy_mean=mean.mean(1).abs().mean((1, 2, 3)))
             report |= dict(policy_std=mean.std(1).mean((1, 2, 3)))
-            fixed = "none" if args.norm_actions == "none" else "data"
-            for name, how in (("q_by_call", "call"), ("q_by_data", fixed)):
+            for how in ("call", "data"):
                 q = q_values(target_critic, next_state, mean, how).detach()
-                report[name] = q.mean((1, 2, 3))
+                report[f"q_by_{how}"] = q.mean((1, 2, 3))
             # How much of the critics' slope in logged actions is the same in all states.
             asked = actions.clone().requires_grad_()
-            q = q_values(frozen, state, asked.unsqueeze(2), fixed)
+            q = q_values(critic, state, asked.unsqueeze(2), "data")
             (slope,) = torch.autograd.grad(q.sum(), asked)  # [S, B, N, A]
-            common = slope.mean(1).square() / slope.square().mean(1)  # [S, N, A]
-            report |= dict(common_slope=common.mean((1, 2)))
+            report |= dict(common_slope=(slope.mean(1).square() / slope.square().mean(1)).mean((1, 2)))
             runs.log_report(log, history, round_number, report, sizes, bar)
             rest = dict(script=SCRIPT, args=asdict(args), round=round_number, scale=[*of_obs])
             rest |= dict(history=history, facts=dataset.facts)

@@ -2,7 +2,6 @@
 CSV files in results/csv alone. `python -m experiments.report` writes them anew."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from experiments import plan
 from experiments.claims import CLAIMS, FAILS, FEWEST, HOLDS, WORDS, find, iqm_interval
 from experiments.plan import KEYS, METHODS, QUALITIES, Cell, missing_jobs, planned_cells
 from utils.errors import InputError
-from utils.files import TOP, atomic, parse, run_script, say
+from utils.files import TOP, atomic, run_script, say
 
 RUNS_CSV, CURVES_CSV = "csv/runs.csv", "csv/curves.csv"
 DATA_SCORES = {  # mean scores of the datasets that the runs learnt from, by QUALITIES
@@ -71,14 +70,6 @@ not on one; the mean is over the datasets where both have enough seeds. Nothing 
 of comparisons; where two methods do not differ at all, an interval misses 0 in 6% of comparisons of five
 seeds with five (normal scores). Only continuous simple_spread random has the paper's distribution of data
 and its unit of scores."""
-
-
-@dataclass(frozen=True)
-class Args:
-    """Tables and figures from the CSV files."""
-
-    quick: bool = False
-    """those of `python -m experiments.run --quick`, in results/quick"""
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -165,17 +156,10 @@ def claims_section(scores: dict) -> str:
 
 
 def missing_section(cells: list[Cell], runs: pd.DataFrame) -> str:
-    """What is planned and not done, by task and dataset."""
+    """How much of the plan is not done."""
     jobs = missing_jobs(cells, set(places(runs)))
-    by_dataset = {}
-    for cell, first, count in jobs:
-        place = f"{cell.grid}, {cell.env_id} {cell.dataset}, {cell.rounds} rounds, batch {cell.batch_size}"
-        by_dataset.setdefault(place, []).append(f"{cell.method} ({first} to {first + count - 1})")
-    text = (
-        f"{len({job.cell for job in jobs})} of {len(cells)} cells lack seeds (in brackets); {len(jobs)} "
-        "commands, which `python -m experiments.run --dry-run` lists, would run them."
-    )
-    return "\n".join([text, "", *(f"* {place}: {', '.join(lacks)}" for place, lacks in by_dataset.items())])
+    lacking = f"{len({job.cell for job in jobs})} of {len(cells)} cells lack seeds"
+    return f"{lacking}; `python -m experiments.run --dry-run` lists the {len(jobs)} commands that run them."
 
 
 def tables(cells: list[Cell], runs: pd.DataFrame) -> str:
@@ -251,9 +235,8 @@ def write_report(out: Path, cells: list[Cell]) -> None:
     say(f"wrote {out / 'tables.md'} and figures")
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(Args, argv, description=__doc__)
-    write_report(TOP / "results" / ("quick" if args.quick else ""), planned_cells(args.quick))
+def main() -> None:
+    write_report(TOP / "results", planned_cells())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ import functools
 import json
 import os
 import resource
+import signal
+import sys
 import unittest.mock
+import weakref
 from dataclasses import replace
 
 import h5py
@@ -512,6 +515,32 @@ def test_one_other_number_has_another_hash(name, logged):
     assert datasets.fingerprint(arrays.values()) == dataset.facts["hash"]
     arrays[name].view(-1)[-1] += 1e-3
     assert datasets.fingerprint(arrays.values()) != dataset.facts["hash"]
+
+
+@pytest.mark.parametrize("place", ["h5py.AttributeManager.update", "data.datasets.check_facts"])
+def test_interrupt_in_the_callback_of_an_object_that_goes_away_is_not_lost(place, tmp_path, monkeypatch):
+    """As h5py's objects do while a file is written or read; Python drops what is raised there."""
+
+    class Thing:
+        pass
+
+    def goes_away(*args):
+        thing = Thing()
+        _kept = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+        del thing
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, goes_away)
+        with pytest.raises(KeyboardInterrupt):
+            load(SPREAD, "discrete", "random", 4, 0, tmp_path)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert len(list(tmp_path.iterdir())) == (place == "data.datasets.check_facts"), "complete or none"
+        patch.setattr(datasets, "interrupts_at_the_end", contextlib.nullcontext)
+        patch.setattr(sys, "unraisablehook", lambda lost: None)
+        with contextlib.suppress(InputError):  # of what the callback left out; the interrupt is lost
+            load(SPREAD, "discrete", "random", 4, 0, tmp_path)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_locked_and_damaged_simulated_files_are_told_in_one_line(tmp_path):

@@ -175,6 +175,7 @@ HEADERS = [
     ("rews_2.npy", Path.unlink, "it lacks rews_2.npy"),
     ("obs_0.npy", lambda p: p.write_text("no array\n" * 9), "cannot read"),
     ("obs_2.npy", lambda p: np.savez(p.open("wb"), x=np.load(p.parent / "obs_0.npy")), "several arrays"),
+    ("next_obs_1.npy", lambda p: p.write_bytes(p.read_bytes() + b"0"), "longer"),
     ("obs_1.npy", change(lambda a: a.astype(int)), "must hold floats, not int64"),
     ("acs_1.npy", change(lambda a: a[:50]), "has 50 rows, but obs_0.npy has 75"),
     ("obs_0.npy", change(lambda a: a[:, :16]), "has 18 columns there, but the shape is (75"),

@@ -6,8 +6,10 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import uuid
 from pathlib import Path
 
@@ -97,6 +99,22 @@ def run_script(name: str, main) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def interrupts_at_the_end():
+    """Ctrl-C takes effect after the block. h5py's objects go away in callbacks that would swallow it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received = []
+    handler = signal.signal(signal.SIGINT, lambda *args: received.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received and callable(handler):
+            handler(*received[0])
 
 
 @contextlib.contextmanager
