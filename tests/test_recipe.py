@@ -268,22 +268,24 @@ def test_refused(train):
 # ------ the report
 
 
-def check_smooth(smooth):
-    """Means of five evaluations in a row, seed by seed, by loops; rows in any order."""
-    scores = {(seed, 100 * i): float((7 * i + 3 * seed) % 10) for seed in (0, 3) for i in range(1, 9)}
-    rows = [dict(seed=seed, round=number, score=score) for (seed, number), score in scores.items()]
-    found = smooth(pd.DataFrame(rows[::-1]))
-    for s, seed in enumerate((0, 3)):
-        for start in range(4):
-            values = [scores[seed, 100 * (start + i)] for i in range(1, 6)]
-            assert found[s, start] == pytest.approx(sum(values) / 5)
-    assert found.shape == (2, 4)
+def check_ends(ends):
+    """By loops: the last five evaluations' mean, and how far below the best five in a row it is."""
+    scores = {seed: [(7 * i + 3 * seed) % 10 for i in range(9)] for seed in (0, 3)}
+    keys = dict(env_id="simple_tag", recipe="fixed", backup="joint")
+    rows = [
+        keys | dict(seed=seed, score=x) for i in range(9) for seed, x in ((s, scores[s][i]) for s in scores)
+    ]
+    found = ends(pd.DataFrame(rows))
+    for seed, values in scores.items():
+        means = [sum(values[i : i + 5]) / 5 for i in range(5)]
+        end, drop = found.loc["simple_tag", "fixed", "joint", seed]
+        assert (end, drop) == pytest.approx((means[-1], max(means) - means[-1]))
 
 
-def test_smooth():
-    check_smooth(recipe_report.smooth)
-    for wrong in (lambda rows: recipe_report.smooth(rows)[::-1], lambda rows: recipe_report.smooth(rows) + 1):
-        rejects(check_smooth, wrong)
+def test_ends():
+    check_ends(recipe_report.ends)
+    rejects(check_ends, lambda rows: recipe_report.ends(rows.iloc[::-1]))
+    rejects(check_ends, lambda rows: recipe_report.ends(rows.iloc[:-2]))
 
 
 def test_committed_report():
