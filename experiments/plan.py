@@ -150,10 +150,10 @@ TEAMS = tuple(f"mix:teams=3,unit=step,share={share},noise=0.1" for share in (0, 
 DOORS = tuple(f"mix:unit=step,share={share},noise=0.2" for share in (0, 0.25, 0.5, 0.75, 1))
 
 TAG, WORLD, RANDOM = ("simple_tag",), ("simple_world",), ("random",)
-BY_RECIPE = [f"{b}-{recipe}" for recipe in ("original", "fixed", "ours") for b in ("joint", "icql-qs")]
+BY_RECIPE = [f"{b}-{recipe}" for recipe in ("original", "not-actor-l2", "ours") for b in ("joint", "icql-qs")]
 CHANGED = [f"{b}-{recipe}" for b in ("joint", "icql-qs") for recipe in RECIPES]
 CHANGED = [name for name in CHANGED if name not in BY_RECIPE]
-BY_SPACQL = ("spacql-original", "spacql-fixed")
+BY_SPACQL = ("spacql-original", "spacql-not-actor-l2")
 PAPER_SIZE = dict(rounds=2000, batch_size=1024)
 PLAN = (  # in the order in which they run: the most telling first
     block("recipe", TAG, RANDOM, BY_RECIPE, **PAPER_SIZE, flags=PREY_FILE.format(*TAG)),

@@ -14,7 +14,7 @@ from utils.files import TOP, atomic, run_script, say
 OUT = TOP / "results"
 LAST = 5  # evaluations behind a score
 BACKUPS = {"joint": "joint", "icql-qs": "k = 1", "spacql": "SPaCQL"}
-SHOWN = {"original": "original recipe", "not-actor": "(6) by the data's moments", "ours": "our recipe"}
+SHOWN = {"original": "original recipe", "not-actor-l2": "cured", "ours": "our recipe"}
 ROUNDS = (300, 600, 1000, 1500, 2000)
 MECHANISM = {
     "common_slope": "slope that is the same everywhere",
