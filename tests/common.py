@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -26,11 +25,6 @@ SIGMAS = 5  # tolerance of every statistical comparison; all of them have fixed 
 
 
 # ------ mutants: functions that a check must reject
-
-
-def mistakes_in(table):
-    """mistakes(name): parametrise a test over the deliberate mistakes of a property, table[name]."""
-    return lambda name: pytest.mark.parametrize("wrong", table[name].values(), ids=table[name].keys())
 
 
 def rejects(check, *args):
@@ -247,9 +241,3 @@ def gradients(network):
     """The gradients of a separate network, in the order and layout of the stacked ones."""
     pairs = [(layer.weight.grad.T, layer.bias.grad[None]) for layer in network[::2]]
     return list(itertools.chain(*pairs))
-
-
-def mean_score(returns, facts):
-    """Normalised mean score of returns, an array."""
-    low, high = facts["random_score"], facts["expert_score"]
-    return 100 * (np.asarray(returns, dtype=float).mean() - low) / (high - low)

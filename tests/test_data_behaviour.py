@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from common import SEEDS, Trap, generator, mistakes_in, one_line, rejects, repeatable
+from common import SEEDS, Trap, generator, one_line, rejects, repeatable
 from hypothesis import given
 from mutants_data import TABLE
 from scipy.special import rel_entr
@@ -178,9 +178,9 @@ def test_a_mixture_has_the_published_mean_and_deviation(seed):
     check_mixture(mixture, seed)
 
 
-@mistakes_in(TABLE)("mixture")
-def test_the_check_of_mixtures_can_fail(wrong):
-    rejects(check_mixture, wrong, 0)
+def test_the_check_of_mixtures_can_fail():
+    for wrong in TABLE["mixture"].values():
+        rejects(check_mixture, wrong, 0)
 
 
 def test_where_no_mixture_fits_the_nearest_iterate_plays():
@@ -228,10 +228,9 @@ def test_policies_are_trained_against_another_prey_and_read(tmp_path, monkeypatc
     assert len(list((tmp_path / "datasets").iterdir())) == 3
     assert against.facts["hash"] == by.facts["hash"] != shipped.facts["hash"]
     assert simulate("medium", **given[2]).facts["hash"] != simulate("medium").facts["hash"]
-    words = (
-        f"python -m data.behaviour --env-id simple_tag --action-kind continuous --prey {prey} --out FOLDER"
-    )
-    assert f"{words}, then --policies" in one_line(lambda: simulate("medium", **given[1]))
+    words = "python -m data.behaviour --env-id simple_tag --action-kind continuous"
+    words += f" --prey {prey} --out FOLDER, then --policies"
+    assert words in one_line(lambda: simulate("medium", **given[1]))
     for dataset in ("random", "own.h5"):
         assert "not both" in one_line(lambda dataset=dataset: simulate(dataset, **given[1], **given[2]))
     asked = SimpleNamespace(env_id="simple_tag", dataset="medium", prey=None, policies=str(out))
@@ -317,8 +316,6 @@ BAD_POLICIES = [
 @pytest.mark.parametrize(("name", "change", "words"), BAD_POLICIES)
 def test_bad_policy_file_is_refused(name, change, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    edit_npz(name, tmp_path, lambda arrays: None)
-    LOADERS[name](tmp_path)
     edit_npz(name, tmp_path, change)
     message = one_line(lambda: LOADERS[name](tmp_path))
     assert words in message and str(tmp_path / name) in message and not Path("executed").exists()

@@ -1,8 +1,5 @@
-"""Mixtures of teams, and the dependence of logged actions.
-
-Draws of teams, noise and marginals are compared with the probabilities that the dial promises; measured
-dependence with exact values.
-"""
+"""Mixtures of teams against the probabilities that the dial promises, and the dependence of logged actions
+against exact values."""
 
 import json
 import math
@@ -13,7 +10,7 @@ from types import SimpleNamespace
 import h5py
 import pytest
 import torch
-from common import SIGMAS, generator, mistakes_in, one_line, rejects, repeatable
+from common import SIGMAS, generator, one_line, rejects, repeatable
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mutants_data import TABLE
@@ -29,12 +26,6 @@ from utils.errors import InputError
 
 SPREAD, GAME = "simple_spread", two_doors.ENV_ID
 MIXES = st.builds(Mix, st.integers(1, 4), st.sampled_from(mixes.UNITS), st.floats(0, 1), st.floats(0, 1))
-
-
-@pytest.fixture
-def hardly_measured(monkeypatch):
-    """Where dependence is not the question."""
-    monkeypatch.setattr(mixes, "UPDATES", 2)
 
 
 def near(happened, probability):
@@ -166,10 +157,8 @@ def test_teams_have_conventions_of_their_own():
     """The first three cover the landmarks differently, and all four are as good as the shipped expert."""
     teams, known = load_teams(SPREAD)
     expert = load_policies(SPREAD).facts
-    assert (
-        known[0]["training"]["seed"] == 1
-        and len({team["training"]["seed"] for team in known}) == len(teams) == 4
-    )
+    seeds = [team["training"]["seed"] for team in known]
+    assert seeds[0] == 1 and len(set(seeds)) == len(teams) == 4
     ends = []
     for team in teams:
         log = rollout(Worlds(SPREAD, 300, seed=7), team, generator(1))
@@ -230,7 +219,7 @@ def test_measured_dependence_of_a_shared_coin(share):
     assert (measured["dependence"] > 0.1) == (share > 0)
 
 
-@mistakes_in(TABLE)("dependence")
+@pytest.mark.parametrize("wrong", TABLE["dependence"].values(), ids=TABLE["dependence"])
 def test_the_check_of_dependence_can_fail(wrong, monkeypatch):
     data = coin(1.0)
     wrong(monkeypatch, data)
@@ -317,8 +306,8 @@ def test_the_dial_moves_the_dependence_of_expert_teams(tmp_path):
 # ------------------------------------------------------------------------------------------- files of mixes
 
 
-@pytest.mark.usefixtures("hardly_measured")
-def test_mix_is_cached_under_a_name_of_its_own(tmp_path):
+def test_mix_is_cached_under_a_name_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(mixes, "UPDATES", 2)  # dependence is not the question
     spellings = ["mix:share=0.5,unit=episode", "mix:unit=episode,noise=1e-1"]
     first, again = (load_dataset(GAME, text, 2500, 3, tmp_path) for text in spellings)
     (path,) = tmp_path.iterdir()
@@ -334,9 +323,9 @@ def test_mix_is_cached_under_a_name_of_its_own(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.usefixtures("hardly_measured")
 def test_every_chunk_draws_its_teams_anew(tmp_path, monkeypatch):
     """Episodes of one team each, simulated in chunks of three."""
+    monkeypatch.setattr(mixes, "UPDATES", 2)
     monkeypatch.setattr(datasets, "CHUNK_STEPS", 3 * HORIZON)
     dataset = load_dataset(GAME, "mix:unit=episode,share=1,noise=0", 60 * HORIZON, 0, tmp_path)
     assert (dataset.actions == dataset.actions[:, :1, :1]).all()

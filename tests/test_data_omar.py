@@ -1,13 +1,10 @@
-"""OMAR's folders: are they read as an obvious loop writes them, is each kind of damage refused in one line
-that names the file and row, does what is written read back bit for bit, and does the prey act as the network
-that was stored?
-
-The folders are made here row by row, by `make_folder`, which shares no code with data/omar.py.
-"""
+"""OMAR's folders: read as a loop (`make_folder`, which shares no code with data/omar.py) writes them, refused
+where they are damaged, written so that they read back bit for bit; the prey acts as the stored network."""
 
 import itertools
 import os
 import shutil
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -201,7 +198,6 @@ def test_wrong_value_is_refused_with_its_row(monkeypatch, copied, env_id, name, 
 @pytest.mark.parametrize(("name", "damage", "message"), HEADERS)
 def test_wrong_files_are_refused(copied, name, damage, message):
     folder = copied()
-    read_folder(folder, SPREAD)
     damage(folder / name)
     said = one_line(lambda: read_folder(folder, SPREAD))
     assert message in said and name in said
@@ -291,23 +287,17 @@ def test_writing_spares_what_is_there(tmp_path):
 # ---------------------------------------------------------------------------------------------- the prey
 
 
-class Network(nn.Module):
+def omars_network(inputs, outputs, hidden=64):
     """OMAR's network: batch normalisation, two ReLU layers, and tanh for a policy."""
-
-    def __init__(self, inputs, outputs, hidden=64):
-        super().__init__()
-        self.in_fn = nn.BatchNorm1d(inputs)
-        self.fc1, self.fc2 = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)
-        self.fc3 = nn.Linear(hidden, outputs)
-
-    def forward(self, x):
-        return torch.tanh(self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(self.in_fn(x)))))))
+    layers = dict(in_fn=nn.BatchNorm1d(inputs), fc1=nn.Linear(inputs, hidden), relu1=nn.ReLU())
+    layers |= dict(fc2=nn.Linear(hidden, hidden), relu2=nn.ReLU(), fc3=nn.Linear(hidden, outputs))
+    return nn.Sequential(OrderedDict(layers, tanh=nn.Tanh()))
 
 
 def trained(inputs, seed=0):
     """A network whose normalisation has seen data, and whose affine part is not the identity."""
     torch.manual_seed(seed)
-    network = Network(inputs, 2)
+    network = omars_network(inputs, 2)
     nn.init.normal_(network.in_fn.weight, 1, 0.5)
     nn.init.normal_(network.in_fn.bias)
     for _ in range(50):
@@ -343,9 +333,7 @@ def test_prey_acts_as_the_stored_network_in_evaluation_mode(tmp_path, env_id):
     assert (force - network.train()(obs)).abs().max() > 0.03, "in training mode it would act otherwise"
 
 
-@pytest.mark.skipif(
-    "OMAR_PREY" not in os.environ, reason="OMAR_PREY is to name the folder of OMAR's own prey"
-)
+@pytest.mark.skipif("OMAR_PREY" not in os.environ, reason="OMAR_PREY names no folder of OMAR's prey")
 @pytest.mark.parametrize("env_id", WITH_PREY)
 def test_uniform_forces_against_omars_own_prey_have_the_published_returns(env_id):
     prey = acting(Path(os.environ["OMAR_PREY"]) / env_id / PREY_FILE, env_id)
@@ -452,7 +440,7 @@ def test_exported_prey_acts_the_same_here_and_in_the_code_of_omar(tmp_path, env_
         torch.testing.assert_close(prey(obs), expected, rtol=0, atol=1e-6)
 
     (params,) = torch.load(path, weights_only=True)["agent_params"][3:]  # after the predators: one prey
-    agent = SimpleNamespace(policy=Network(dim, 2), critic=Network(dim + 2, 1))
+    agent = SimpleNamespace(policy=omars_network(dim, 2), critic=omars_network(dim + 2, 1))
     for name in ("policy", "critic", "target_policy", "target_critic"):
         getattr(agent, name.removeprefix("target_")).load_state_dict(params[name])
     torch.testing.assert_close(agent.policy.eval()(obs), expected, rtol=0, atol=1e-6)

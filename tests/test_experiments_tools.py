@@ -14,6 +14,7 @@ import torch
 from common import SCRIPTS, close, generator, indices, normal, one_line, rejects
 from mutants_tools import MUTANTS
 from PIL import Image
+from scipy.spatial.distance import cdist
 from torch import nn
 
 from data import mixes
@@ -219,18 +220,13 @@ def test_the_model_of_the_behaviour_knows_the_habits():
 
 
 def check_distance(measure, seed=0, known=9, batch=4, width=2):
-    """The nearest of all pairs by loops, each part in units of its root mean square between two of them."""
+    """The nearest of all pairs, each part in units of its own root mean square between two of them."""
     pairs = normal(seed, known, STATE) * 5, normal(seed + 1, known, width)
-    state, joint = 5 * normal(seed + 2, batch, STATE), normal(seed + 3, batch, width)
+    asked = state, joint = 5 * normal(seed + 2, batch, STATE), normal(seed + 3, batch, width)
     state[0], joint[0] = pairs[0][3], pairs[1][3]
-    units = [sum(float((x - y).square().sum()) for x in part for y in part) / known**2 for part in pairs]
-    found = measure(pairs, state, joint)
-    for b in range(batch):
-        away = [
-            float((state[b] - s).square().sum()) / units[0] + float((joint[b] - a).square().sum()) / units[1]
-            for s, a in zip(*pairs, strict=True)
-        ]
-        close(found[b], math.sqrt(min(away)), 1e-6)
+    square = partial(cdist, metric="sqeuclidean")
+    away = sum(square(x, part) / square(part, part).mean() for x, part in zip(asked, pairs, strict=True))
+    close(measure(pairs, state, joint), np.sqrt(away.min(1)), 1e-6)
 
 
 # ------ detectors: in a run
@@ -265,9 +261,7 @@ def check_estimates(estimate, script):
             std=np.std(members),
             range=max(members) - min(members),
             relative=np.std(changes),
-            likelihood=float(
-                uncertainty.surprise(model, own, uncertainty.as_integers(script.module, row)[0])
-            ),
+            likelihood=float(uncertainty.surprise(model, own, as_integers(row)[0])),
             neighbour=float(uncertainty.distance(pairs, own, row.flatten(1))),
         )
         assert {name: float(u[s, b, k]) for name, u in found.items()} == pytest.approx(expected, abs=1e-6)

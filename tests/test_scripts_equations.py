@@ -1,7 +1,7 @@
-"""The functions of both training scripts, each against a slow and obvious reference written out as loops.
+"""The functions of both training scripts, each against loops or what torch and numpy have for it.
 
-A check takes the script and the function under test. It must accept the script's own function on inputs that
-Hypothesis draws, and reject every deliberate mistake that mutants_scripts.py lists under its name.
+A check takes the script and the function under test: it must accept the right one on inputs that Hypothesis
+draws, and reject the mistakes that mutants_scripts.py lists under its name.
 
 Array letters as in the scripts: S seeds, E critics, B batch, K sizes, N agents, A numbers of an action, O of
 an observation, M agents in the penalty, C candidates of each.
@@ -13,6 +13,7 @@ from functools import partial
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from common import (
@@ -34,6 +35,7 @@ from common import (
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from mutants_scripts import MUTANTS
+from torch import nn
 
 CHECKS = {}  # by name: (check, the script's function that it is about, strategies, kinds of action)
 
@@ -97,12 +99,8 @@ def every_set_of_agents_is_equally_likely(script, replace, num=4, batch=6000):
 @check_of("uncertainty", SEEDS, SMALL, st.integers(1, 5), SMALL, SMALL)
 def uncertainty_is_the_spread_of_the_members(script, measure, seed, *shape):
     """Divided by E, not E - 1."""
-    q, expected = normal(seed, *shape), torch.zeros(shape[0], *shape[2:])
-    for s, b, k in indices(*expected.shape):
-        values = q[s, :, b, k].tolist()
-        mean = sum(values) / len(values)
-        expected[s, b, k] = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
-    close(measure(q).float(), expected, 1e-5)
+    q = normal(seed, *shape)
+    close(measure(q), np.std(q.numpy(), 1))
     assert (measure(q[:, :1]) == 0).all()
 
 
@@ -141,18 +139,10 @@ def penalty_is_a_mean_of_logs_of_weighted_sums(script, penalty, seed, *shape):
     *outer, some, count = shape
     q, q_data = (3 * normal(seed, *shape)).requires_grad_(), normal(seed + 1, *outer).requires_grad_()
     log_weights = normal(seed + 2, outer[0], outer[2], some, count)
-    actual, expected, slopes = penalty(q, log_weights, q_data), torch.zeros_like(q_data), torch.zeros_like(q)
-    for s, e, b in indices(*outer):
-        total = 0.0
-        for m in range(some):
-            terms = zip(q[s, e, b, m].tolist(), log_weights[s, b, m].tolist(), strict=True)
-            parts = [math.exp(x + w) for x, w in terms]
-            total += math.log(sum(parts)) / some
-            slopes[s, e, b, m] = torch.tensor(parts, dtype=q.dtype) / sum(parts) / some
-        expected[s, e, b] = total - q_data[s, e, b].item()
-    close(actual, expected)
+    actual, parts = penalty(q, log_weights, q_data), (q + log_weights.unsqueeze(1)).detach().exp()
+    close(actual, (parts.sum(-1).log().mean(-1) - q_data).detach())
     down, up = torch.autograd.grad(actual.sum(), (q, q_data))
-    close(down, slopes)
+    close(down, parts / parts.sum(-1, keepdim=True) / some)
     close(up, -torch.ones_like(q_data))
 
 
@@ -168,21 +158,15 @@ def critic_loss_is_each_members_own(script, loss, seed, alpha, *shape):
 # ------ (6) actors' loss
 
 
-def slow_actor_loss(script, outputs, q, logged, clone_weight, extra, s, i):
-    """The loss of one agent of one seed, summed up transition by transition."""
-    total, batch = 0.0, outputs.shape[1]
-    for b in range(batch):
-        out, taken = outputs[s, b, i], logged[s, b, i].tolist()
-        if script.kind == "discrete":
-            pi = out.exp() / out.exp().sum()
-            value = sum(p * v for p, v in zip(pi, q[s, b, i].tolist(), strict=True))
-            entropy = -sum(p * p.log() for p in pi)
-            total = total - value - extra * entropy - clone_weight * pi[taken.index(1)].log()
-        else:
-            apart = sum((x.tanh() - a) ** 2 for x, a in zip(out, taken, strict=True)) / len(taken)
-            small = sum(script.module.ACTION_L2 * x.tanh() ** 2 + extra * x**2 for x in out) / len(taken)
-            total = total - q[s, b, i] + clone_weight * apart + small
-    return total / batch
+def separate_actor_loss(script, outputs, q, logged, clone_weight, extra, s, i):
+    """The loss of one agent of one seed, by torch's own distribution and losses."""
+    out, taken, value = outputs[s, :, i], logged[s, :, i], q[s, :, i]
+    if script.kind == "discrete":
+        policy = torch.distributions.Categorical(logits=out)
+        imitation = policy.log_prob(taken.argmax(-1))
+        return -((policy.probs * value).sum(-1) + extra * policy.entropy() + clone_weight * imitation).mean()
+    small = script.module.ACTION_L2 * out.tanh().square() + extra * out.square()
+    return clone_weight * nn.functional.mse_loss(out.tanh(), taken) + small.mean() - value.mean()
 
 
 @check_of("actor_loss", SEEDS, st.floats(0, 3), st.floats(0, 3), SMALL, SMALL, SMALL)
@@ -193,8 +177,8 @@ def actors_ascend_their_own_value(script, loss, seed, clone_weight, extra, *shap
     outputs.requires_grad_()
     q.requires_grad_(script.kind == "continuous")  # the actors' own actions are in it
     actual = loss(outputs, q, logged, clone_weight, extra)
-    slow = partial(slow_actor_loss, script, outputs, q, logged, clone_weight, extra)
-    expected = torch.stack([slow(s, i) for s, i in indices(shape[0], shape[2])]).view(actual.shape)
+    single = partial(separate_actor_loss, script, outputs, q, logged, clone_weight, extra)
+    expected = torch.stack([single(s, i) for s, i in indices(shape[0], shape[2])]).view(actual.shape)
     close(actual, expected.detach())
     inputs = [outputs, q] if q.requires_grad else [outputs]
     slopes = [torch.autograd.grad(x.sum(), inputs, retain_graph=True) for x in (actual, expected)]
@@ -360,9 +344,8 @@ def networks_start_as_linear_layers_do(script, init, count=4, sizes=(20, 150, 60
 def standardised(values):
     """A column minus its mean over its deviation, 0 where it is constant."""
     values = values.double()
-    mean = sum(values.flatten().tolist()) / values.numel()
-    width = math.sqrt(sum((v - mean) ** 2 for v in values.flatten().tolist()) / values.numel())
-    return (values - mean) / (width if width > 1e-6 else 1.0)
+    width = float(values.std(correction=0))
+    return (values - values.mean()) / (width if width > 1e-6 else 1.0)
 
 
 @check_of("prepare", SEEDS, st.booleans())

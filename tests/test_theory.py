@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
-from common import ROOT, close, generator, indices, normal, rejects
+from common import ROOT, SEEDS, SMALL, close, generator, indices, normal, rejects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutants_theory import MISTAKES
@@ -30,7 +30,6 @@ from theory.report import CLAIMS, CONDITION, FAILS, HOLDS, MEASURED
 from utils.files import run_script
 
 few = settings(deadline=None, derandomize=True, database=None, max_examples=5)
-SEEDS, SMALL = st.integers(0, 10**6), st.integers(1, 3)
 
 
 def soft(seed, *shape):
