@@ -20,7 +20,7 @@ from torch import nn
 from data import mixes
 from data.datasets import load_dataset
 from envs import make_env
-from experiments import bc, benchmark, enjoy, films, levels, uncertainty
+from experiments import bc, benchmark, enjoy, films, uncertainty
 from utils.files import TOP
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -328,43 +328,14 @@ def test_holds_and_mistakes_are_noticed(name):
 # ------ benchmark
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=str)
-def test_steps_learn(script, monkeypatch):
-    """The losses on the one batch that there is fall."""
-    descend, losses = benchmark.Steps.descend, []
-
-    def noted(self, loss, params):
-        losses.append(float(loss.detach().sum()))
-        descend(self, loss, params)
-
-    monkeypatch.setattr(benchmark.Steps, "descend", noted)
-    steps = benchmark.Steps(script.module, seeds=2, critics=3, agents=NUM, batch=64, penalty_agents=1)
-    assert steps.target().shape == (2, 64)
-    for step in (partial(steps.critics, steps.rewards), steps.actors):
-        losses.clear()
-        for _ in range(30):
-            step()
-        assert np.mean(losses[-5:]) < np.mean(losses[:5])
-
-
 def test_the_benchmark_has_every_row(monkeypatch):
-    monkeypatch.setattr(benchmark, "DEFAULT", benchmark.DEFAULT | dict(critics=3, batch=32))
-    monkeypatch.setattr(benchmark, "CASES", [{}, dict(batch=64)])
-    monkeypatch.setattr(benchmark, "REPETITIONS", 2)
+    """Of a few small cases; twenty times the batch takes longer."""
+    monkeypatch.setattr(benchmark, "DEFAULT", benchmark.DEFAULT | dict(num_critics=3, batch_size=32))
+    monkeypatch.setattr(benchmark, "CASES", [{}, dict(batch_size=640), dict(agents=4)])
+    monkeypatch.setattr(benchmark, "EVERY", 2)
     benchmark.main("--out b.md".split())
     lines = [line.split("|")[1:-1] for line in Path("b.md").read_text().splitlines() if "|" in line]
     rows = [[cell.strip() for cell in line] for line in lines[2:]]
-    assert [row[:2] for row in rows] == [[s.name, case] for s in SCRIPTS for case in ("default", "batch 64")]
-    assert all(98 <= sum(int(cell.rstrip("%")) for cell in row[3:6]) <= 102 for row in rows)
-    assert [row[6] != "" for row in rows] == [False, True, False, True]  # exponents
-
-
-# ------ what data are like
-
-
-def test_levels_are_those_of_the_committed_rows():
-    place = ("medium-replay", Path("datasets"))
-    rows = pd.DataFrame([levels.row_of("simple_tag", kind, *place) for kind in ("continuous", "discrete")])
-    committed = pd.read_csv(TOP / "results/csv/levels.csv")
-    both = rows.merge(committed, on=["actions", "task", "quality", "transitions", "points"])
-    assert len(both) == 2 and np.allclose(both["mean_x"], both["mean_y"], atol=3)
+    cases = ("default", "batch_size 640", "agents 4")
+    assert [row[:2] for row in rows] == [[s.name, case] for s in SCRIPTS for case in cases]
+    assert all(0.2 < float(row[3]) < 1.5 for row in rows[1::3])
