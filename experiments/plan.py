@@ -155,12 +155,13 @@ CHANGED = [f"{b}-{recipe}" for b in ("joint", "icql-qs") for recipe in RECIPES]
 CHANGED = [name for name in CHANGED if name not in BY_RECIPE]
 BY_SPACQL = ("spacql-original", "spacql-not-actor-l2")
 PAPER_SIZE = dict(rounds=2000, batch_size=1024)
+ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in (TAG, WORLD))
 PLAN = (  # in the order in which they run: the most telling first
-    block("recipe", TAG, RANDOM, BY_RECIPE, **PAPER_SIZE, flags=PREY_FILE.format(*TAG)),
-    block("recipe", TAG, RANDOM, CHANGED, **PAPER_SIZE, num_seeds=2, flags=PREY_FILE.format(*TAG)),
+    block("recipe", TAG, RANDOM, BY_RECIPE, **ON_TAG),
+    block("recipe", TAG, RANDOM, CHANGED, **ON_TAG, num_seeds=2),
     block("recipe", SPREAD, RANDOM, BY_RECIPE, **PAPER_SIZE, num_seeds=3),
-    block("recipe", WORLD, RANDOM, BY_RECIPE, **PAPER_SIZE, num_seeds=3, flags=PREY_FILE.format(*WORLD)),
-    block("recipe", TAG, RANDOM, BY_SPACQL, **PAPER_SIZE, num_seeds=3, flags=PREY_FILE.format(*TAG)),
+    block("recipe", WORLD, RANDOM, BY_RECIPE, **ON_WORLD, num_seeds=3),
+    block("recipe", TAG, RANDOM, BY_SPACQL, **ON_TAG, num_seeds=3),
     block("discrete", SPREAD, QUALITIES, BACKUPS, DISCRETE_SPREAD),
     block("discrete", SPREAD, QUALITIES, BASELINES, DISCRETE_SPREAD),
     block("discrete", PREY, WIDE, METHODS, 400),

@@ -1,13 +1,12 @@
-"""results/recipe.md and its figures: the original recipe taken apart, by the grid `recipe` of the CSV files.
+"""The original recipe taken apart: python -m experiments.recipe_report writes results/recipe.md."""
 
-python -m experiments.recipe_report
-"""
+import itertools
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.claims import FEWEST, difference
-from experiments.plan import RECIPES
+from experiments.plan import OURS, RECIPES
 from experiments.report import CURVES_CSV, markdown, read_csv
 from utils.files import TOP, atomic, run_script, say
 
@@ -31,7 +30,7 @@ and [csv/runs.csv](csv/runs.csv), which has every run's command, seed, commit an
 are the paper's; two critics, batch 1024, one random agent per transition in the penalty (unbiased). An
 evaluation has 1000 episodes and comes every 100 rounds. *End* is the mean of the last {LAST} evaluations,
 *drop* the best mean of {LAST} in a row minus that; a number per seed. Flags are those of
-`python -m experiments.original_recipe`.
+`python -m experiments.original_recipe`, OURS those of every part that is not as in spacql_continuous.py.
 
 ![Learning curves](recipe.png)"""
 
@@ -61,7 +60,8 @@ def table_of_changes(found: pd.DataFrame) -> str:
     words = found.loc["simple_tag"].groupby(["recipe", "backup"]).agg(in_words)
     rows = []
     for recipe in (r for r in RECIPES if r in words.index):
-        row = dict(recipe=recipe, flags=f"`{RECIPES[recipe]}`" * bool(RECIPES[recipe]))
+        flags = RECIPES[recipe].replace(OURS, "OURS")
+        row = dict(recipe=recipe, flags=f"`{flags}`" * bool(flags))
         for backup, (end, drop) in words.loc[recipe].iterrows():
             row |= {f"{BACKUPS[backup]}: end": end, f"{BACKUPS[backup]}: drop": drop}
         rows.append(row)
@@ -70,28 +70,31 @@ def table_of_changes(found: pd.DataFrame) -> str:
 
 def table_of_advantages(found: pd.DataFrame) -> str:
     """k = 1 minus joint, at the end, with intervals where there are enough seeds."""
+    groups = found["end"].groupby(["env_id", "recipe", "backup"]).agg(list)
     rows = []
-    for (env_id, recipe), of_cells in found["end"].groupby(["env_id", "recipe"]):
-        sides = [
-            of_cells[of_cells.index.get_level_values("backup") == b].tolist() for b in ("icql-qs", "joint")
-        ]
-        if recipe in SHOWN and all(sides):
-            by = difference([sides[0]], [sides[1]])
-            said = str(by) if min(map(len, sides)) >= FEWEST else f"{by.value:+.1f}"
-            row = dict(zip(("k = 1", "joint"), map(in_words, sides), strict=True))
-            rows.append({"task": env_id, "recipe": SHOWN[recipe]} | row | {"k = 1 minus joint": said})
+    for env_id, recipe in itertools.product(groups.index.unique("env_id"), SHOWN):
+        one, joint = (groups.get((env_id, recipe, backup)) for backup in ("icql-qs", "joint"))
+        if one and joint:
+            by = difference([one], [joint])
+            said = str(by) if min(len(one), len(joint)) >= FEWEST else f"{by.value:+.1f}"
+            row = {"k = 1": in_words(one), "joint": in_words(joint), "k = 1 minus joint": said}
+            rows.append(dict(task=env_id, recipe=SHOWN[recipe]) | row)
     return markdown(rows)
 
 
 def table_of_mechanism(curves: pd.DataFrame) -> str:
     """What is measured on simple_tag on the way, mean over seeds."""
-    wanted = (curves["env_id"] == "simple_tag") & curves["recipe"].isin(SHOWN) & curves["round"].isin(ROUNDS)
-    rows = curves[wanted].groupby(["recipe", "backup", "round"])[list(MECHANISM)].mean()
-    rows = rows.rename(columns=MECHANISM).map("{:.2f}".format).reset_index()
-    return markdown(rows.to_dict("records"))
+    found = curves.groupby(["env_id", "recipe", "backup", "round"])[list(MECHANISM)].mean().loc["simple_tag"]
+    rows = []
+    for recipe, backup, number in itertools.product(SHOWN, BACKUPS, ROUNDS):
+        if (recipe, backup, number) in found.index:
+            values = found.loc[recipe, backup, number].dropna().map("{:.2f}".format)
+            row = dict(recipe=SHOWN[recipe], backup=BACKUPS[backup], round=str(number))
+            rows.append(row | {title: values.get(name) for name, title in MECHANISM.items()})
+    return markdown(rows)
 
 
-def draw(path, curves: pd.DataFrame, title: str) -> None:
+def draw(path, curves: pd.DataFrame) -> None:
     """Learning curves by task and recipe: mean and range over seeds."""
     tasks = curves["env_id"].unique()
     fig = Figure(figsize=(11, 0.6 + 2.6 * len(tasks)), layout="constrained")
@@ -99,16 +102,15 @@ def draw(path, curves: pd.DataFrame, title: str) -> None:
     for row, task in zip(axes, tasks, strict=True):
         row[0].set_ylabel(f"{task}\nnormalised score")
         for ax, recipe in zip(row, SHOWN, strict=True):
-            of_cell = curves[(curves["env_id"] == task) & (curves["recipe"] == recipe)]
+            of_cell = curves.query("env_id == @task and recipe == @recipe")
             for (backup, label), color in zip(BACKUPS.items(), ("C0", "C1", "C2"), strict=True):
-                points = of_cell[of_cell["backup"] == backup]
-                scores = points.groupby("round")["score"]
-                name = f"{label} ({points['seed'].nunique()} seeds)" if len(points) else None
+                scores = of_cell[of_cell["backup"] == backup].groupby("round")["score"]
+                name = f"{label} ({scores.size().max()} seeds)" if len(scores) else None
                 ax.plot(scores.mean(), color=color, label=name)
                 ax.fill_between(scores.mean().index, scores.min(), scores.max(), color=color, alpha=0.2, lw=0)
             ax.set(title=SHOWN[recipe], xlabel="round")
             ax.legend(fontsize=8, loc="lower right")
-    fig.suptitle(title)
+    fig.suptitle("Random data, by recipe: mean and range over seeds")
     with atomic(path) as partial:
         fig.savefig(partial, dpi=110)
 
@@ -126,7 +128,7 @@ def main() -> None:
     curves = read_cells()
     with atomic(OUT / "recipe.md") as partial:
         partial.write_text(text(curves))
-    draw(OUT / "recipe.png", curves, "Random data, by recipe: mean and range over seeds")
+    draw(OUT / "recipe.png", curves)
     say(f"wrote {OUT / 'recipe.md'} and its figure")
 
 

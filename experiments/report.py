@@ -235,9 +235,5 @@ def write_report(out: Path, cells: list[Cell]) -> None:
     say(f"wrote {out / 'tables.md'} and figures")
 
 
-def main() -> None:
-    write_report(TOP / "results", planned_cells())
-
-
 if __name__ == "__main__":
-    run_script("experiments.report", main)
+    run_script("experiments.report", lambda: write_report(TOP / "results", planned_cells()))
