@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from experiments.claims import FEWEST, difference
 from experiments.plan import OURS, RECIPES
 from experiments.report import CURVES_CSV, markdown, read_csv
-from utils.files import TOP, atomic, run_script, say
+from utils.files import TOP, atomic, run_script
 
 OUT = TOP / "results"
 LAST = 5  # evaluations behind a score
@@ -129,7 +129,6 @@ def main() -> None:
     with atomic(OUT / "recipe.md") as partial:
         partial.write_text(text(curves))
     draw(OUT / "recipe.png", curves)
-    say(f"wrote {OUT / 'recipe.md'} and its figure")
 
 
 if __name__ == "__main__":
