@@ -153,7 +153,6 @@ TAG, WORLD, RANDOM = ("simple_tag",), ("simple_world",), ("random",)
 BY_RECIPE = [f"{b}-{recipe}" for recipe in ("original", "not-actor-l2", "ours") for b in ("joint", "icql-qs")]
 CHANGED = [f"{b}-{recipe}" for b in ("joint", "icql-qs") for recipe in RECIPES]
 CHANGED = [name for name in CHANGED if name not in BY_RECIPE]
-BY_SPACQL = ("spacql-original", "spacql-not-actor-l2")
 PAPER_SIZE = dict(rounds=2000, batch_size=1024)
 ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in (TAG, WORLD))
 PLAN = (  # in the order in which they run: the most telling first
@@ -161,7 +160,7 @@ PLAN = (  # in the order in which they run: the most telling first
     block("recipe", TAG, RANDOM, CHANGED, **ON_TAG, num_seeds=2),
     block("recipe", SPREAD, RANDOM, BY_RECIPE, **PAPER_SIZE, num_seeds=3),
     block("recipe", WORLD, RANDOM, BY_RECIPE, **ON_WORLD, num_seeds=3),
-    block("recipe", TAG, RANDOM, BY_SPACQL, **ON_TAG, num_seeds=3),
+    block("recipe", TAG, RANDOM, ("spacql-original", "spacql-not-actor-l2"), **ON_TAG, num_seeds=3),
     block("discrete", SPREAD, QUALITIES, BACKUPS, DISCRETE_SPREAD),
     block("discrete", SPREAD, QUALITIES, BASELINES, DISCRETE_SPREAD),
     block("discrete", PREY, WIDE, METHODS, 400),

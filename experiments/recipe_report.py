@@ -37,8 +37,7 @@ evaluation has 1000 episodes and comes every 100 rounds. *End* is the mean of th
 
 def read_cells(out=OUT) -> pd.DataFrame:
     """The evaluations of the grid, with backup and recipe in columns of their own."""
-    curves = read_csv(out / CURVES_CSV)
-    curves = curves[curves["grid"] == "recipe"].sort_values("round", kind="stable")
+    curves = read_csv(out / CURVES_CSV).query("grid == 'recipe'").sort_values("round", kind="stable")
     names = curves["method"].str.extract(rf"(?P<backup>{'|'.join(BACKUPS)})-(?P<recipe>.*)")
     return curves.join(names)
 
@@ -105,11 +104,12 @@ def draw(path, curves: pd.DataFrame) -> None:
             of_cell = curves.query("env_id == @task and recipe == @recipe")
             for (backup, label), color in zip(BACKUPS.items(), ("C0", "C1", "C2"), strict=True):
                 scores = of_cell[of_cell["backup"] == backup].groupby("round")["score"]
-                name = f"{label} ({scores.size().max()} seeds)" if len(scores) else None
-                ax.plot(scores.mean(), color=color, label=name)
-                ax.fill_between(scores.mean().index, scores.min(), scores.max(), color=color, alpha=0.2, lw=0)
+                mean, seeds = scores.mean(), scores.size().max()
+                ax.plot(mean, color=color, label=f"{label} ({seeds} seeds)" if len(mean) else None)
+                ax.fill_between(mean.index, scores.min(), scores.max(), color=color, alpha=0.2, lw=0)
             ax.set(title=SHOWN[recipe], xlabel="round")
-            ax.legend(fontsize=8, loc="lower right")
+            if len(of_cell):
+                ax.legend(fontsize=8, loc="lower right")
     fig.suptitle("Random data, by recipe: mean and range over seeds")
     with atomic(path) as partial:
         fig.savefig(partial, dpi=110)
@@ -129,6 +129,7 @@ def main() -> None:
     with atomic(OUT / "recipe.md") as partial:
         partial.write_text(text(curves))
     draw(OUT / "recipe.png", curves)
+    draw(OUT / "recipe_small.png", curves[curves["env_id"] == "simple_tag"])
 
 
 if __name__ == "__main__":
