@@ -293,9 +293,8 @@ def noisier(worlds, actor: list[torch.Tensor], card: Card, span: float, seed: in
         mean, deviation = float(returns.mean()), float(returns.std())
         return ((mean - card.mean) / (0.03 * span)) ** 2 + (math.log(deviation / card.deviation) / 0.25) ** 2
 
-    found = minimize_scalar(
-        far, bounds=(math.log(0.03), math.log(1.5)), method="bounded", options=dict(xatol=0.02)
-    )
+    bounds = math.log(0.03), math.log(1.5)
+    found = minimize_scalar(far, bounds=bounds, method="bounded", options=dict(xatol=0.02))
     return with_deviation(actor, torch.tensor(found.x, dtype=torch.float32))
 
 
@@ -371,13 +370,9 @@ def train_behaviour(args: Args) -> dict[str, np.ndarray]:
     iterates = train(worlds, [team], args.iterations, args, generator, f"{args.env_id}: behaviour")
 
     facts, actors = levels(iterates, make_worlds(args.score_episodes, args.seed + 3, prey), args)
-    facts = dict(
-        env_id=args.env_id,
-        action_kind=args.action_kind,
-        **facts,
-        training={k: v for k, v in asdict(args).items() if k not in ("out", "prey")},
-        torch=torch.__version__,
-    )
+    training = {k: v for k, v in asdict(args).items() if k not in ("out", "prey")}
+    facts = dict(env_id=args.env_id, action_kind=args.action_kind, **facts)
+    facts |= dict(training=training, torch=torch.__version__)
     layers = map(torch.stack, zip(*actors, strict=True))
     arrays = {f"actor{j}": layer.half().numpy() for j, layer in enumerate(layers)}
     arrays |= {f"prey{j}": p.numpy() for j, p in enumerate(prey or [])}
@@ -390,9 +385,7 @@ def main(argv=None) -> None:
     least = dict(seed=0, value_iterations=0, score_episodes=2, entropy_coef=0)
     check_numbers(vars(args), least, dict(gamma=1, gae_lambda=1, expert_at=1))
     if args.prey and (args.action_kind == "discrete" or args.out.resolve() == POLICY_DIR.resolve()):
-        raise InputError(
-            "--prey is for --action-kind continuous, and --out FOLDER, not among the shipped ones"
-        )
+        raise InputError("--prey is for --action-kind continuous, and --out FOLDER, not the shipped one")
     if args.prey and not (args.env_id in WITH_PREY and args.prey.is_file()):
         raise InputError(f"--prey is for {' and '.join(WITH_PREY)}, and a file: {args.prey}")
     start = time.time()

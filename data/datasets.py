@@ -252,12 +252,9 @@ def simulated_file(
     if seed < 0:
         raise InputError(f"dataset seed {seed} is negative")
     if prey and dataset != "random":
-        train = (
-            f"python -m data.behaviour --env-id {env_id} --action-kind continuous --prey {prey} --out FOLDER"
-        )
-        raise InputError(
-            f"the shipped policies of {dataset} data know another prey: {train}, then --policies"
-        )
+        train = f"python -m data.behaviour --env-id {env_id} --action-kind continuous --prey {prey}"
+        known = f"the shipped policies of {dataset} data know another prey"
+        raise InputError(f"{known}: {train} --out FOLDER, then --policies FOLDER")
     sources = [*sorted(Path(envs.__file__).parent.glob("*.py")), Path(mixes.__file__), Path(__file__)]
     if env_id != two_doors.ENV_ID:
         sources.append(policy_file(env_id, Path(policies or POLICY_DIR), action_kind))
@@ -442,9 +439,7 @@ def check_shapes(path: Path, arrays: dict, env_id: str, action_kind: str) -> Non
         if array.dtype.kind not in kinds:
             raise InputError(f"{path}: {name} must be {words}, not {array.dtype}")
         if array.shape != shape:
-            raise InputError(
-                f"{path}: {name} must have shape {shape} like the observations, got {array.shape}"
-            )
+            raise InputError(f"{path}: {name} must have the observations' shape {shape}, got {array.shape}")
 
 
 def check_values(path: Path, arrays: dict[str, np.ndarray], action_kind: str) -> None:

@@ -53,8 +53,8 @@ class Args(ours.Args):
 
     norm_states: Literal["call", "data", "running"] = "call"
     """batch-norm of states and observations by the call's moments, the data's, or running ones"""
-    norm_actions: Literal["call", "data", "running", "one-pass", "none"] = "call"
-    """of actions; one-pass: the moments of data and target together (CrossQ)"""
+    norm_actions: Literal["call", "centred", "data", "running", "one-pass", "none"] = "call"
+    """of actions; centred: the call's mean alone; one-pass: data and target together (CrossQ)"""
     norm_calls: Literal["all", "target", "fit", "actor", "not-target", "not-actor"] = "all"
     """where --norm-actions holds; elsewhere by the data's"""
     one_call: bool = True
@@ -91,7 +91,7 @@ def moments(x, dims, how="call", data=None, running=None):
         for old, new in zip(running, (mean, var), strict=True):
             old.lerp_(new.detach().mean(2, keepdim=True), MOMENTUM)
         return running
-    return mean, var
+    return mean, torch.ones_like(var) if how == "centred" else var
 
 
 def batch_norm(x, mean_var, shift, scale):
@@ -171,7 +171,7 @@ def main(argv=None):
 
     several = {"all": CALLS, "not-target": CALLS[1:], "not-actor": CALLS[:2]}
     norm = dict.fromkeys(CALLS, "data")  # of actions
-    if args.norm_actions in ("call", "running"):
+    if args.norm_actions in ("call", "centred", "running"):
         norm |= dict.fromkeys(several.get(args.norm_calls, [args.norm_calls]), args.norm_actions)
 
     def outputs_of(actor, obs, how):

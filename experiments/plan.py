@@ -49,9 +49,9 @@ RECIPES = {
     "l2": "--output-l2 0.1",
     "not-target": "--norm-calls not-target",
     "ours": f"{OURS} --norm-actions none",
+    "ours-centred": f"{OURS} --norm-actions centred --no-one-call",  # as on spread
     "slow": "--learning-rate 0.001",  # spread's is 0.01
-    "slow-cured": "--norm-calls not-actor --output-l2 0.1 --learning-rate 0.001",
-    "slow-ours": f"{OURS} --norm-actions none --learning-rate 0.001",
+    "slow-not-actor-l2": "--norm-calls not-actor --output-l2 0.1 --learning-rate 0.001",
     "target": "--norm-calls target",
     "fit": "--norm-calls fit",
     "actor": "--norm-calls actor",
@@ -154,17 +154,17 @@ DOORS = tuple(f"mix:unit=step,share={share},noise=0.2" for share in (0, 0.25, 0.
 
 TAG, WORLD, RANDOM = ("simple_tag",), ("simple_world",), ("random",)
 BY_RECIPE = [f"{b}-{recipe}" for recipe in ("original", "not-actor-l2", "ours") for b in ("joint", "icql-qs")]
-SLOW = [f"{b}-{recipe}" for recipe in ("slow", "slow-cured", "slow-ours") for b in ("joint", "icql-qs")]
+SPREADS = ("original", "l2", "ours-centred", "not-actor-l2", "slow", "slow-not-actor-l2")
+ON_SPREAD = [f"{b}-{recipe}" for recipe in SPREADS for b in ("joint", "icql-qs")]
 CHANGED = [f"{b}-{recipe}" for b in ("joint", "icql-qs") for recipe in RECIPES]
-CHANGED = [name for name in CHANGED if name not in BY_RECIPE + SLOW]
+CHANGED = [name for name in CHANGED if name not in BY_RECIPE + ON_SPREAD[4:]]
 PAPER_SIZE = dict(rounds=2000, batch_size=1024)
 ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in (TAG, WORLD))
 PLAN = (  # in the order in which they run: the most telling first
     block("recipe", TAG, RANDOM, BY_RECIPE, **ON_TAG),
     block("recipe", TAG, RANDOM, CHANGED, **ON_TAG, num_seeds=2),
-    block("recipe", SPREAD, RANDOM, BY_RECIPE[:4], **PAPER_SIZE, num_seeds=3),  # ours centres there
-    block("recipe", SPREAD, RANDOM, SLOW, **PAPER_SIZE, num_seeds=3),
-    block("recipe", SPREAD, RANDOM, ("joint-l2",), **PAPER_SIZE, num_seeds=2),
+    block("recipe", SPREAD, RANDOM, ON_SPREAD[:6], **PAPER_SIZE, num_seeds=3),
+    block("recipe", SPREAD, RANDOM, ON_SPREAD[6:], **PAPER_SIZE, num_seeds=2),
     block("recipe", WORLD, RANDOM, BY_RECIPE, **ON_WORLD, num_seeds=3),
     block("recipe", TAG, RANDOM, ("spacql-original", "spacql-not-actor-l2"), **ON_TAG, num_seeds=3),
     block("discrete", SPREAD, QUALITIES, BACKUPS, DISCRETE_SPREAD),

@@ -13,7 +13,13 @@ from utils.files import TOP, atomic, run_script
 OUT = TOP / "results"
 LAST = 5  # evaluations behind a score
 BACKUPS = {"joint": "joint", "icql-qs": "k = 1", "spacql": "SPaCQL"}
-SHOWN = {"original": "original recipe", "not-actor-l2": "cured", "ours": "our recipe"}
+THREE = {"original": "original recipe", "not-actor-l2": "cured", "ours": "our recipe"}
+ON_SPREAD = {
+    "original": "original recipe",
+    "l2": "cured",
+    "ours-centred": "our recipe, which centres actions",
+}
+SHOWN = {"simple_tag": THREE, "simple_world": THREE, "simple_spread": ON_SPREAD}
 ROUNDS = (300, 600, 1000, 1500, 2000)
 MECHANISM = {
     "common_slope": "slope that is the same everywhere",
@@ -54,9 +60,9 @@ def in_words(numbers) -> str:
     return ", ".join(f"{x:.0f}" for x in numbers)
 
 
-def table_of_changes(found: pd.DataFrame) -> str:
-    """A row for every change to the recipe on simple_tag."""
-    words = found.loc["simple_tag"].groupby(["recipe", "backup"]).agg(in_words)
+def table_of_changes(found: pd.DataFrame, task: str) -> str:
+    """A row for every change to the recipe."""
+    words = found.loc[task].groupby(["recipe", "backup"]).agg(in_words)
     rows = []
     for recipe in (r for r in RECIPES if r in words.index):
         flags = RECIPES[recipe].replace(OURS, "OURS")
@@ -71,43 +77,43 @@ def table_of_advantages(found: pd.DataFrame) -> str:
     """k = 1 minus joint, at the end, with intervals where there are enough seeds."""
     groups = found["end"].groupby(["env_id", "recipe", "backup"]).agg(list)
     rows = []
-    for env_id, recipe in itertools.product(groups.index.unique("env_id"), SHOWN):
-        one, joint = (groups.get((env_id, recipe, backup)) for backup in ("icql-qs", "joint"))
+    for task, recipe in ((task, recipe) for task, recipes in SHOWN.items() for recipe in recipes):
+        one, joint = (groups.get((task, recipe, backup)) for backup in ("icql-qs", "joint"))
         if one and joint:
             by = difference([one], [joint])
             said = str(by) if min(len(one), len(joint)) >= FEWEST else f"{by.value:+.1f}"
             row = {"k = 1": in_words(one), "joint": in_words(joint), "k = 1 minus joint": said}
-            rows.append(dict(task=env_id, recipe=SHOWN[recipe]) | row)
+            rows.append(dict(task=task, recipe=SHOWN[task][recipe]) | row)
     return markdown(rows)
 
 
-def table_of_mechanism(curves: pd.DataFrame) -> str:
-    """What is measured on simple_tag on the way, mean over seeds."""
-    found = curves.groupby(["env_id", "recipe", "backup", "round"])[list(MECHANISM)].mean().loc["simple_tag"]
+def table_of_mechanism(curves: pd.DataFrame, task: str) -> str:
+    """What is measured on the way, mean over seeds."""
+    found = curves.groupby(["env_id", "recipe", "backup", "round"])[list(MECHANISM)].mean().loc[task]
     rows = []
-    for recipe, backup, number in itertools.product(SHOWN, BACKUPS, ROUNDS):
+    for recipe, backup, number in itertools.product(SHOWN[task], BACKUPS, ROUNDS):
         if (recipe, backup, number) in found.index:
             values = found.loc[recipe, backup, number].dropna().map("{:.2f}".format)
-            row = dict(recipe=SHOWN[recipe], backup=BACKUPS[backup], round=str(number))
+            row = dict(recipe=SHOWN[task][recipe], backup=BACKUPS[backup], round=str(number))
             rows.append(row | {title: values.get(name) for name, title in MECHANISM.items()})
     return markdown(rows)
 
 
 def draw(path, curves: pd.DataFrame) -> None:
     """Learning curves by task and recipe: mean and range over seeds."""
-    tasks = curves["env_id"].unique()
+    tasks = [task for task in SHOWN if task in set(curves["env_id"])]
     fig = Figure(figsize=(11, 0.6 + 2.6 * len(tasks)), layout="constrained")
-    axes = fig.subplots(len(tasks), len(SHOWN), sharey="row", squeeze=False)
+    axes = fig.subplots(len(tasks), len(THREE), sharey="row", squeeze=False)
     for row, task in zip(axes, tasks, strict=True):
         row[0].set_ylabel(f"{task}\nnormalised score")
-        for ax, recipe in zip(row, SHOWN, strict=True):
+        for ax, recipe in zip(row, SHOWN[task], strict=True):
             of_cell = curves.query("env_id == @task and recipe == @recipe")
             for (backup, label), color in zip(BACKUPS.items(), ("C0", "C1", "C2"), strict=True):
                 scores = of_cell[of_cell["backup"] == backup].groupby("round")["score"]
                 mean, seeds = scores.mean(), scores.size().max()
                 ax.plot(mean, color=color, label=f"{label} ({seeds} seeds)" if len(mean) else None)
                 ax.fill_between(mean.index, scores.min(), scores.max(), color=color, alpha=0.2, lw=0)
-            ax.set(title=SHOWN[recipe], xlabel="round")
+            ax.set(title=SHOWN[task][recipe], xlabel="round")
             if len(of_cell):
                 ax.legend(fontsize=8, loc="lower right")
     fig.suptitle("Random data, by recipe: mean and range over seeds")
@@ -119,8 +125,9 @@ def text(curves: pd.DataFrame) -> str:
     """All of recipe.md."""
     found = ends(curves)
     parts = [INTRODUCTION, "## How much belongs to the recipe", table_of_advantages(found)]
-    parts += ["## One change at a time, simple_tag", table_of_changes(found)]
-    parts += ["## On the way, simple_tag", table_of_mechanism(curves)]
+    for task in ("simple_tag", "simple_spread"):
+        parts += [f"## One change at a time, {task}", table_of_changes(found, task)]
+    parts += [f"## On the way, {task}\n\n{table_of_mechanism(curves, task)}" for task in SHOWN]
     return "\n\n".join(parts) + "\n"
 
 
