@@ -51,7 +51,7 @@ RECIPES = {
     "ours": f"{OURS} --norm-actions none",
     "ours-centred": f"{OURS} --norm-actions centred --no-one-call",  # as on spread
     "slow": "--learning-rate 0.001",  # spread's is 0.01
-    "slow-not-actor-l2": "--norm-calls not-actor --output-l2 0.1 --learning-rate 0.001",
+    "slow-cured": "--norm-calls not-actor --output-l2 0.1 --learning-rate 0.001",
     "target": "--norm-calls target",
     "fit": "--norm-calls fit",
     "actor": "--norm-calls actor",
@@ -154,7 +154,7 @@ DOORS = tuple(f"mix:unit=step,share={share},noise=0.2" for share in (0, 0.25, 0.
 
 TAG, WORLD, RANDOM = ("simple_tag",), ("simple_world",), ("random",)
 BY_RECIPE = [f"{b}-{recipe}" for recipe in ("original", "not-actor-l2", "ours") for b in ("joint", "icql-qs")]
-SPREADS = ("original", "l2", "ours-centred", "not-actor-l2", "slow", "slow-not-actor-l2")
+SPREADS = ("original", "l2", "ours-centred", "not-actor-l2", "slow", "slow-cured")
 ON_SPREAD = [f"{b}-{recipe}" for recipe in SPREADS for b in ("joint", "icql-qs")]
 CHANGED = [f"{b}-{recipe}" for b in ("joint", "icql-qs") for recipe in RECIPES]
 CHANGED = [name for name in CHANGED if name not in BY_RECIPE + ON_SPREAD[4:]]

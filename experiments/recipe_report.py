@@ -14,11 +14,7 @@ OUT = TOP / "results"
 LAST = 5  # evaluations behind a score
 BACKUPS = {"joint": "joint", "icql-qs": "k = 1", "spacql": "SPaCQL"}
 THREE = {"original": "original recipe", "not-actor-l2": "cured", "ours": "our recipe"}
-ON_SPREAD = {
-    "original": "original recipe",
-    "l2": "cured",
-    "ours-centred": "our recipe, which centres actions",
-}
+ON_SPREAD = {"original": "original recipe", "l2": "cured", "ours-centred": "our recipe, centred"}
 SHOWN = {"simple_tag": THREE, "simple_world": THREE, "simple_spread": ON_SPREAD}
 ROUNDS = (300, 600, 1000, 1500, 2000)
 MECHANISM = {
