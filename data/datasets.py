@@ -299,19 +299,10 @@ def simulate(
     if is_mix(dataset):
         mix, (teams, facts_of_teams) = parse_mix(dataset, env_id), load_teams(env_id)
         known = dict(teams=facts_of_teams[: mix.teams])
-    facts = dict(
-        env_id=env_id,
-        quality="mix" if teams else dataset,
-        action_kind=action_kind,
-        random_score=scores[0],
-        expert_score=scores[1],
-        seed=seed,
-        dataset=simulated_name(env_id, dataset),
-        behaviour=json.dumps(known),
-        prey=prey_hash,
-        versions=json.dumps({package: version(package) for package in PACKAGES}),
-        format=FORMAT,
-    )
+    facts = dict(env_id=env_id, quality="mix" if teams else dataset, action_kind=action_kind)
+    facts |= dict(random_score=scores[0], expert_score=scores[1], seed=seed, prey=prey_hash)
+    facts |= dict(dataset=simulated_name(env_id, dataset), behaviour=json.dumps(known), format=FORMAT)
+    facts |= dict(versions=json.dumps({package: version(package) for package in PACKAGES}))
     arrays, start = {}, 0
     chunks = plan(dataset, episodes, known.get("weights", {}), CHUNK_STEPS // horizon)
     title = f"simulating {env_id} {facts['dataset']}"

@@ -44,10 +44,8 @@ def read_vault(folder: Path, env_id: str) -> tuple[dict[str, np.ndarray], dict]:
         raise InputError("vaults are read by the tensorstore package: pip install tensorstore") from None
     folder = folder.absolute()
     if folder.suffix == SUFFIX:
-        inner = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
-        raise InputError(
-            f"{folder} is a vault: name one of its datasets, {folder}/NAME, of {inner or 'none'}"
-        )
+        inner = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "none"
+        raise InputError(f"{folder} is a vault: name one of its datasets, {folder}/NAME, of {inner}")
     if not (folder / "metadata.json").is_file():
         inner = ", ".join(sorted(path.name for path in folder.parent.glob("*/")))
         raise InputError(f"{folder} is no dataset of a vault: {folder.parent} has {inner or 'none'}")
@@ -88,11 +86,9 @@ def episodes(folder: Path, arrays: dict[str, np.ndarray], env_id: str) -> dict[s
     if rows % horizon or (ends != wanted).any():
         row = int((ends != wanted).argmax()) if (ends != wanted).any() else rows // horizon * horizon
         raise InputError(f"{folder}: {rows} steps are not whole episodes of {horizon}, from step {row} on")
-    shapes = dict(
-        observations=(rows, stored, max(obs_dim, arrays["observations"].shape[-1])),
-        actions=(rows, stored, action_dim),
-        rewards=(rows, stored),
-    ) | {"infos.state": (rows, omar.STATE_DIM)}
+    shapes = dict(observations=(rows, stored, max(obs_dim, arrays["observations"].shape[-1])))
+    shapes |= dict(actions=(rows, stored, action_dim), rewards=(rows, stored))
+    shapes |= {"infos.state": (rows, omar.STATE_DIM)}
     for name, array in arrays.items():
         if array.shape != shapes[name] or array.dtype.kind != "f":
             expected = f"floats of shape {shapes[name]}"

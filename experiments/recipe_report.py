@@ -11,6 +11,7 @@ from experiments.report import CURVES_CSV, markdown, read_csv
 from utils.files import TOP, atomic, run_script
 
 OUT = TOP / "results"
+OFFICIAL = OUT / "csv/notes/official_code.csv"  # measured with the official code itself
 LAST = 5  # evaluations behind a score
 BACKUPS = {"joint": "joint", "icql-qs": "k = 1", "spacql": "SPaCQL"}
 THREE = {"original": "original recipe", "not-actor-l2": "cured", "ours": "our recipe"}
@@ -56,6 +57,14 @@ def in_words(numbers) -> str:
     return ", ".join(f"{x:.0f}" for x in numbers)
 
 
+def table_of_check(curves: pd.DataFrame) -> str:
+    """The official code's scores beside those of the script, a number per seed, where both are."""
+    keys = ["env_id", "recipe", "backup", "round"]
+    scores = [rows.groupby(keys)["score"].agg(in_words) for rows in (read_csv(OFFICIAL), curves)]
+    both = scores[0].str.cat(scores[1], sep=" / ", join="inner").unstack("round").reset_index()
+    return markdown(both.rename(columns=str).replace({"backup": BACKUPS}).to_dict("records"))
+
+
 def table_of_changes(found: pd.DataFrame, task: str) -> str:
     """A row for every change to the recipe."""
     words = found.loc[task].groupby(["recipe", "backup"]).agg(in_words)
@@ -96,7 +105,8 @@ def table_of_mechanism(curves: pd.DataFrame, task: str) -> str:
 
 
 def draw(path, curves: pd.DataFrame) -> None:
-    """Learning curves by task and recipe: mean and range over seeds."""
+    """Learning curves by task and recipe: mean and range over seeds, and the official code's scores."""
+    official = read_csv(OFFICIAL)
     tasks = [task for task in SHOWN if task in set(curves["env_id"])]
     fig = Figure(figsize=(11, 0.6 + 2.6 * len(tasks)), layout="constrained")
     axes = fig.subplots(len(tasks), len(THREE), sharey="row", squeeze=False)
@@ -109,10 +119,12 @@ def draw(path, curves: pd.DataFrame) -> None:
                 mean, seeds = scores.mean(), scores.size().max()
                 ax.plot(mean, color=color, label=f"{label} ({seeds} seeds)" if len(mean) else None)
                 ax.fill_between(mean.index, scores.min(), scores.max(), color=color, alpha=0.2, lw=0)
+                known = official.query("env_id == @task and recipe == @recipe and backup == @backup")
+                ax.plot(known["round"], known["score"], "x", ms=4, color=color)
             ax.set(title=SHOWN[task][recipe], xlabel="round")
             if len(of_cell):
                 ax.legend(fontsize=8, loc="lower right")
-    fig.suptitle("Random data, by recipe: mean and range over seeds")
+    fig.suptitle("Random data, by recipe: mean and range over seeds; crosses: the official code")
     with atomic(path) as partial:
         fig.savefig(partial, dpi=110)
 
@@ -120,7 +132,8 @@ def draw(path, curves: pd.DataFrame) -> None:
 def text(curves: pd.DataFrame) -> str:
     """All of recipe.md."""
     found = ends(curves)
-    parts = [INTRODUCTION, "## How much belongs to the recipe", table_of_advantages(found)]
+    parts = [INTRODUCTION, "## The official code / this script", table_of_check(curves)]
+    parts += ["## How much belongs to the recipe", table_of_advantages(found)]
     for task in ("simple_tag", "simple_spread"):
         parts += [f"## One change at a time, {task}", table_of_changes(found, task)]
     parts += [f"## On the way, {task}\n\n{table_of_mechanism(curves, task)}" for task in SHOWN]
