@@ -154,10 +154,10 @@ DOORS = tuple(f"mix:unit=step,share={share},noise=0.2" for share in (0, 0.25, 0.
 
 TAG, WORLD, RANDOM = ("simple_tag",), ("simple_world",), ("random",)
 BY_RECIPE = [f"{b}-{recipe}" for recipe in ("original", "not-actor-l2", "ours") for b in ("joint", "icql-qs")]
-SPREADS = ("original", "l2", "ours-centred", "not-actor-l2", "slow", "slow-cured")
+SPREADS = ("original", "not-actor-l2", "ours-centred", "ours", "slow", "slow-cured", "l2")
 ON_SPREAD = [f"{b}-{recipe}" for recipe in SPREADS for b in ("joint", "icql-qs")]
 CHANGED = [f"{b}-{recipe}" for b in ("joint", "icql-qs") for recipe in RECIPES]
-CHANGED = [name for name in CHANGED if name not in BY_RECIPE + ON_SPREAD[4:]]
+CHANGED = [name for name in CHANGED if name not in BY_RECIPE + ON_SPREAD[4:12]]
 PAPER_SIZE = dict(rounds=2000, batch_size=1024)
 ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in (TAG, WORLD))
 PLAN = (  # in the order in which they run: the most telling first

@@ -15,7 +15,7 @@ OFFICIAL = OUT / "csv/notes/official_code.csv"  # measured with the official cod
 LAST = 5  # evaluations behind a score
 BACKUPS = {"joint": "joint", "icql-qs": "k = 1", "spacql": "SPaCQL"}
 THREE = {"original": "original recipe", "not-actor-l2": "cured", "ours": "our recipe"}
-ON_SPREAD = {"original": "original recipe", "l2": "cured", "ours-centred": "our recipe, centred"}
+ON_SPREAD = {"original": "original recipe", "not-actor-l2": "cured", "ours-centred": "our recipe, centred"}
 SHOWN = {"simple_tag": THREE, "simple_world": THREE, "simple_spread": ON_SPREAD}
 ROUNDS = (300, 600, 1000, 1500, 2000)
 MECHANISM = {
