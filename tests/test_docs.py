@@ -118,12 +118,11 @@ def test_a_run_leaves_what_is_said(data_dir, elsewhere):
     assert {key for key in played["saved"] if not re.search(f'[`"]{key}[`"]', TEXT["method.md"])} == set()
 
 
-@pytest.mark.parametrize("name", ["README.md", "data.md"])
-def test_own_data_are_read(name, elsewhere):
+def test_own_data_are_read(elsewhere):
     random = np.random.default_rng(0).normal
     arrays = dict(observations=random(size=(4, 26, 3, 18)).astype("f4"))
     arrays |= dict(actions=np.ones((4, 25, 3), "i1"), rewards=random(size=(4, 25, 3)).astype("f4"))
-    exec(block(name, "mine.h5"), dict(arrays))
+    exec(block("README.md", "mine.h5"), dict(arrays))
     dataset = read_dataset(Path("mine.h5"), "simple_spread", "discrete")
     assert all((getattr(dataset, key).numpy() == array).all() for key, array in arrays.items())
 
