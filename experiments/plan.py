@@ -141,6 +141,11 @@ def block(grid, env_ids, datasets, methods, rounds, num_seeds=5, batch_size=256,
     ]
 
 
+def both(*recipes: str) -> list[str]:
+    """The methods that train these recipes with k = 1 and joint backups."""
+    return [f"{backup}-{recipe}" for recipe in recipes for backup in ("joint", "icql-qs")]
+
+
 SPREAD, PREY, CHEETAH = ("simple_spread",), ("simple_tag", "simple_world"), ("HalfCheetah-2x3",)
 WIDE, NARROW = QUALITIES[:2], QUALITIES[2:]  # where the paper claims most, and where it does not
 EXPERT_FIRST = ("expert", "medium-replay", "medium", "random")
@@ -153,19 +158,16 @@ TEAMS = tuple(f"mix:teams=3,unit=step,share={share},noise=0.1" for share in (0, 
 DOORS = tuple(f"mix:unit=step,share={share},noise=0.2" for share in (0, 0.25, 0.5, 0.75, 1))
 
 TAG, WORLD, RANDOM = ("simple_tag",), ("simple_world",), ("random",)
-BY_RECIPE = [f"{b}-{recipe}" for recipe in ("original", "not-actor-l2", "ours") for b in ("joint", "icql-qs")]
-SPREADS = ("original", "not-actor-l2", "ours-centred", "ours", "slow", "slow-cured", "l2")
-ON_SPREAD = [f"{b}-{recipe}" for recipe in SPREADS for b in ("joint", "icql-qs")]
-CHANGED = [f"{b}-{recipe}" for b in ("joint", "icql-qs") for recipe in RECIPES]
-CHANGED = [name for name in CHANGED if name not in BY_RECIPE + ON_SPREAD[4:12]]
+THREE, ON_SPREAD = ("original", "not-actor-l2", "ours"), ("ours-centred", "slow", "slow-cured")
+CHANGED = [name for name in RECIPES if name not in THREE + ON_SPREAD]
 PAPER_SIZE = dict(rounds=2000, batch_size=1024)
 ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in (TAG, WORLD))
 PLAN = (  # in the order in which they run: the most telling first
-    block("recipe", TAG, RANDOM, BY_RECIPE, **ON_TAG),
-    block("recipe", TAG, RANDOM, CHANGED, **ON_TAG, num_seeds=2),
-    block("recipe", SPREAD, RANDOM, ON_SPREAD[:6], **PAPER_SIZE, num_seeds=3),
-    block("recipe", SPREAD, RANDOM, ON_SPREAD[6:], **PAPER_SIZE, num_seeds=2),
-    block("recipe", WORLD, RANDOM, BY_RECIPE, **ON_WORLD, num_seeds=3),
+    block("recipe", TAG, RANDOM, both(*THREE), **ON_TAG),
+    block("recipe", TAG, RANDOM, both(*CHANGED), **ON_TAG, num_seeds=2),
+    block("recipe", SPREAD, RANDOM, both(*THREE[:2], "ours-centred"), **PAPER_SIZE, num_seeds=3),
+    block("recipe", SPREAD, RANDOM, both("ours", "slow", "slow-cured", "l2"), **PAPER_SIZE, num_seeds=2),
+    block("recipe", WORLD, RANDOM, both(*THREE), **ON_WORLD, num_seeds=3),
     block("recipe", TAG, RANDOM, ("spacql-original", "spacql-not-actor-l2"), **ON_TAG, num_seeds=3),
     block("discrete", SPREAD, QUALITIES, BACKUPS, DISCRETE_SPREAD),
     block("discrete", SPREAD, QUALITIES, BASELINES, DISCRETE_SPREAD),
