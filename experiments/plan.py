@@ -49,7 +49,7 @@ RECIPES = {
     "l2": "--output-l2 0.1",
     "not-target": "--norm-calls not-target",
     "ours": f"{OURS} --norm-actions none",
-    "ours-centred": f"{OURS} --norm-actions centred --no-one-call",  # as on spread
+    "ours-centred": f"{OURS} --norm-actions centred --no-one-call",
     "slow": "--learning-rate 0.001",  # spread's is 0.01
     "slow-cured": "--norm-calls not-actor --output-l2 0.1 --learning-rate 0.001",
     "target": "--norm-calls target",
@@ -165,8 +165,8 @@ ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in
 PLAN = (  # in the order in which they run: the most telling first
     block("recipe", TAG, RANDOM, both(*THREE), **ON_TAG),
     block("recipe", TAG, RANDOM, both(*CHANGED), **ON_TAG, num_seeds=2),
-    block("recipe", SPREAD, RANDOM, both(*THREE[:2], "ours-centred"), **PAPER_SIZE, num_seeds=3),
-    block("recipe", SPREAD, RANDOM, both("ours", "slow", "slow-cured", "l2"), **PAPER_SIZE, num_seeds=2),
+    block("recipe", SPREAD, RANDOM, both(*THREE), **PAPER_SIZE, num_seeds=3),
+    block("recipe", SPREAD, RANDOM, both(*ON_SPREAD, "l2"), **PAPER_SIZE, num_seeds=2),
     block("recipe", WORLD, RANDOM, both(*THREE), **ON_WORLD, num_seeds=3),
     block("recipe", TAG, RANDOM, ("spacql-original", "spacql-not-actor-l2"), **ON_TAG, num_seeds=3),
     block("discrete", SPREAD, QUALITIES, BACKUPS, DISCRETE_SPREAD),

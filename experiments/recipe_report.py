@@ -14,9 +14,8 @@ OUT = TOP / "results"
 OFFICIAL = OUT / "csv/notes/official_code.csv"  # measured with the official code itself
 LAST = 5  # evaluations behind a score
 BACKUPS = {"joint": "joint", "icql-qs": "k = 1", "spacql": "SPaCQL"}
-THREE = {"original": "original recipe", "not-actor-l2": "cured", "ours": "our recipe"}
-ON_SPREAD = {"original": "original recipe", "not-actor-l2": "cured", "ours-centred": "our recipe, centred"}
-SHOWN = {"simple_tag": THREE, "simple_world": THREE, "simple_spread": ON_SPREAD}
+TASKS = ("simple_tag", "simple_world", "simple_spread")
+SHOWN = {"original": "original recipe", "not-actor-l2": "cured", "ours": "our recipe"}
 ROUNDS = (300, 600, 1000, 1500, 2000)
 MECHANISM = {
     "common_slope": "slope that is the same everywhere",
@@ -82,13 +81,13 @@ def table_of_advantages(found: pd.DataFrame) -> str:
     """k = 1 minus joint, at the end, with intervals where there are enough seeds."""
     groups = found["end"].groupby(["env_id", "recipe", "backup"]).agg(list)
     rows = []
-    for task, recipe in ((task, recipe) for task, recipes in SHOWN.items() for recipe in recipes):
+    for task, recipe in itertools.product(TASKS, SHOWN):
         one, joint = (groups.get((task, recipe, backup)) for backup in ("icql-qs", "joint"))
         if one and joint:
             by = difference([one], [joint])
             said = str(by) if min(len(one), len(joint)) >= FEWEST else f"{by.value:+.1f}"
             row = {"k = 1": in_words(one), "joint": in_words(joint), "k = 1 minus joint": said}
-            rows.append(dict(task=task, recipe=SHOWN[task][recipe]) | row)
+            rows.append(dict(task=task, recipe=SHOWN[recipe]) | row)
     return markdown(rows)
 
 
@@ -96,10 +95,10 @@ def table_of_mechanism(curves: pd.DataFrame, task: str) -> str:
     """What is measured on the way, mean over seeds."""
     found = curves.groupby(["env_id", "recipe", "backup", "round"])[list(MECHANISM)].mean().loc[task]
     rows = []
-    for recipe, backup, number in itertools.product(SHOWN[task], BACKUPS, ROUNDS):
+    for recipe, backup, number in itertools.product(SHOWN, BACKUPS, ROUNDS):
         if (recipe, backup, number) in found.index:
             values = found.loc[recipe, backup, number].dropna().map("{:.2f}".format)
-            row = dict(recipe=SHOWN[task][recipe], backup=BACKUPS[backup], round=str(number))
+            row = dict(recipe=SHOWN[recipe], backup=BACKUPS[backup], round=str(number))
             rows.append(row | {title: values.get(name) for name, title in MECHANISM.items()})
     return markdown(rows)
 
@@ -107,12 +106,12 @@ def table_of_mechanism(curves: pd.DataFrame, task: str) -> str:
 def draw(path, curves: pd.DataFrame) -> None:
     """Learning curves by task and recipe: mean and range over seeds, and the official code's scores."""
     official = read_csv(OFFICIAL)
-    tasks = [task for task in SHOWN if task in set(curves["env_id"])]
+    tasks = [task for task in TASKS if task in set(curves["env_id"])]
     fig = Figure(figsize=(11, 0.6 + 2.6 * len(tasks)), layout="constrained")
-    axes = fig.subplots(len(tasks), len(THREE), sharey="row", squeeze=False)
+    axes = fig.subplots(len(tasks), len(SHOWN), sharey="row", squeeze=False)
     for row, task in zip(axes, tasks, strict=True):
         row[0].set_ylabel(f"{task}\nnormalised score")
-        for ax, recipe in zip(row, SHOWN[task], strict=True):
+        for ax, recipe in zip(row, SHOWN, strict=True):
             of_cell = curves.query("env_id == @task and recipe == @recipe")
             for (backup, label), color in zip(BACKUPS.items(), ("C0", "C1", "C2"), strict=True):
                 scores = of_cell[of_cell["backup"] == backup].groupby("round")["score"]
@@ -121,7 +120,7 @@ def draw(path, curves: pd.DataFrame) -> None:
                 ax.fill_between(mean.index, scores.min(), scores.max(), color=color, alpha=0.2, lw=0)
                 known = official.query("env_id == @task and recipe == @recipe and backup == @backup")
                 ax.plot(known["round"], known["score"], "x", ms=4, color=color)
-            ax.set(title=SHOWN[task][recipe], xlabel="round")
+            ax.set(title=SHOWN[recipe], xlabel="round")
             if len(of_cell):
                 ax.legend(fontsize=8, loc="lower right")
     fig.suptitle("Random data, by recipe: mean and range over seeds; crosses: the official code")
@@ -136,7 +135,7 @@ def text(curves: pd.DataFrame) -> str:
     parts += ["## How much belongs to the recipe", table_of_advantages(found)]
     for task in ("simple_tag", "simple_spread"):
         parts += [f"## One change at a time, {task}", table_of_changes(found, task)]
-    parts += [f"## On the way, {task}\n\n{table_of_mechanism(curves, task)}" for task in SHOWN]
+    parts += [f"## On the way, {task}\n\n{table_of_mechanism(curves, task)}" for task in TASKS]
     return "\n\n".join(parts) + "\n"
 
 
