@@ -430,7 +430,7 @@ def check_shapes(path: Path, arrays: dict, env_id: str, action_kind: str) -> Non
         if array.dtype.kind not in kinds:
             raise InputError(f"{path}: {name} must be {words}, not {array.dtype}")
         if array.shape != shape:
-            raise InputError(f"{path}: {name} must have the observations' shape {shape}, got {array.shape}")
+            raise InputError(f"{path}: {name} must have shape {shape}, got {array.shape}")
 
 
 def check_values(path: Path, arrays: dict[str, np.ndarray], action_kind: str) -> None:
