@@ -21,6 +21,7 @@ SCRIPTS = {
     "cloning-continuous": "spacql_continuous.py",
     "coordination": "spacql.py",  # data whose teams act together, more or less
     "recipe": "-m experiments.original_recipe",  # on the paper's own random data
+    "penalty": "spacql.py",  # CFCQL's and MACQL's at several alphas
 }
 BACKUPS = ("spacql", "icql-qs", "joint", "uniform")
 BASELINES = ("cfcql", "macql", "bc")
@@ -36,6 +37,10 @@ FLAGS = {
     **{f"{backup}-vs-policy": f"--backup {backup} --actor-others policy" for backup in BACKUPS},
     "clone": "--clone-weight 1",
     "clone-10": "--clone-weight 10",
+}
+ALPHAS = (0.1, 0.3, 0.9, 2.7, 8.1)  # CFCQL's lambda_i = 1/N makes it N = 3 times weaker at the same alpha
+FLAGS |= {
+    f"{name}-{alpha}": f"{FLAGS[name]} --cql-alpha {alpha}" for name in ("cfcql", "macql") for alpha in ALPHAS
 }
 # The original recipe, minus one of its parts; then all of them, and what of it can be put back.
 OURS = (
@@ -162,7 +167,9 @@ THREE, ON_SPREAD = ("original", "not-actor-l2", "ours"), ("ours-centred", "slow"
 CHANGED = [name for name in RECIPES if name not in THREE + ON_SPREAD]
 PAPER_SIZE = dict(rounds=2000, batch_size=1024)
 ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in (TAG, WORLD))
+SWEPT = [f"{name}-{alpha}" for name in ("cfcql", "macql") for alpha in ALPHAS]
 PLAN = (  # in the order in which they run: the most telling first
+    block("penalty", PREY, ("expert", "medium"), SWEPT, 400, num_seeds=3),
     block("recipe", TAG, RANDOM, both(*THREE), **ON_TAG),
     block("recipe", TAG, RANDOM, both(*CHANGED), **ON_TAG, num_seeds=2),
     block("recipe", SPREAD, RANDOM, both(*THREE), **PAPER_SIZE, num_seeds=3),

@@ -24,7 +24,7 @@ import spacql
 import spacql_continuous
 from experiments import bc, claims, original_recipe, plan, report, run
 from experiments.claims import FAILS, HOLDS, OPEN, Claim, Estimate
-from experiments.plan import BACKUPS, KEYS, METHODS, PLAN, RECIPES, SCRIPTS, Job, planned_cells
+from experiments.plan import ALPHAS, BACKUPS, KEYS, METHODS, PLAN, RECIPES, SCRIPTS, Job, planned_cells
 from utils import runs as run_folders
 from utils.files import parse
 
@@ -157,6 +157,9 @@ MEANINGS = {  # what methods' names mean, as flags of a training script
     "clone": dict(clone_weight=1.0),
     "clone-10": dict(clone_weight=10.0),
 }
+for alpha in ALPHAS:
+    MEANINGS[f"cfcql-{alpha}"] = MEANINGS["cfcql"] | dict(cql_alpha=alpha)
+    MEANINGS[f"macql-{alpha}"] = MEANINGS["macql"] | dict(cql_alpha=alpha)
 for backup in BACKUPS:
     MEANINGS[backup] = dict(backup=backup)
     MEANINGS[f"{backup}-vs-policy"] = dict(backup=backup, actor_others="policy")
