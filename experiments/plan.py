@@ -14,34 +14,32 @@ QUALITIES = ("random", "medium-replay", "medium", "expert")  # data/omar.py's, w
 RUNS = "runs/results"  # run folders, below TOP
 
 SCRIPTS = {
-    "discrete": "spacql.py",
-    "continuous": "spacql_continuous.py",
-    "actors": "spacql.py",  # that improve against each other's policies
-    "cloning": "spacql.py",  # some behaviour cloning in the actor, for narrow data
-    "cloning-continuous": "spacql_continuous.py",
-    "coordination": "spacql.py",  # data whose teams act together, more or less
     "recipe": "-m experiments.original_recipe",  # on the paper's own random data
     "penalty": "spacql.py",  # CFCQL's and MACQL's at several alphas
+    "continuous": "spacql_continuous.py",
+    "discrete": "spacql.py",
+    "narrow": "spacql.py",  # other actors, for expert and medium data
+    "coordination": "spacql.py",  # data whose teams act together, more or less
 }
-BACKUPS = ("spacql", "icql-qs", "joint", "uniform")
-BASELINES = ("cfcql", "macql", "bc")
-METHODS = BACKUPS + BASELINES
+TEN_CRITICS, TWO_CRITICS = ("spacql", "icql-qs", "joint"), ("cfcql", "icql-qs-2")
+METHODS = (*TEN_CRITICS, *TWO_CRITICS, "bc")
+MAIN = (*TEN_CRITICS, "cfcql", "bc")
 # The same backups, with actors that improve against the others' policies in place of their logged actions.
-VS_POLICY = tuple(f"{backup}-vs-policy" for backup in BACKUPS)
-CLONING = ("clone", "clone-10")
+VS_POLICY = tuple(f"{backup}-vs-policy" for backup in TEN_CRITICS)
+NARROW_METHODS = ("spacql-vs-policy", "clone", "clone-vs-policy")
+ALPHAS = (0.1, 0.3, 0.9, 2.7, 8.1)
+SWEPT = {f"{name}-{alpha}": (name, alpha) for name in ("cfcql", "macql") for alpha in ALPHAS}
 FLAGS = {
-    **{backup: f"--backup {backup}" for backup in BACKUPS},
+    **{backup: f"--backup {backup}" for backup in TEN_CRITICS},
     "cfcql": "--backup joint --num-critics 2",
+    "icql-qs-2": "--backup icql-qs --num-critics 2",
     "macql": "--backup joint --num-critics 2 --penalty macql",
     "bc": "",  # a script of its own: experiments/bc.py
-    **{f"{backup}-vs-policy": f"--backup {backup} --actor-others policy" for backup in BACKUPS},
+    **{f"{backup}-vs-policy": f"--backup {backup} --actor-others policy" for backup in TEN_CRITICS},
     "clone": "--clone-weight 1",
-    "clone-10": "--clone-weight 10",
+    "clone-vs-policy": "--clone-weight 1 --actor-others policy",
 }
-ALPHAS = (0.1, 0.3, 0.9, 2.7, 8.1)  # CFCQL's lambda_i = 1/N makes it N = 3 times weaker at the same alpha
-FLAGS |= {
-    f"{name}-{alpha}": f"{FLAGS[name]} --cql-alpha {alpha}" for name in ("cfcql", "macql") for alpha in ALPHAS
-}
+FLAGS |= {method: f"{FLAGS[name]} --cql-alpha {alpha}" for method, (name, alpha) in SWEPT.items()}
 # The original recipe, minus one of its parts; then all of them, and what of it can be put back.
 OURS = (
     "--norm-states data --no-affine --no-small-last-layer --no-first-critic --no-first-batch --no-terminal"
@@ -135,11 +133,9 @@ class Job(NamedTuple):
 
 
 def block(grid, env_ids, datasets, methods, rounds, num_seeds=5, batch_size=256, flags="") -> list[Cell]:
-    """Cells that share a size: every task with every dataset and every method. rounds: or by dataset."""
-    if isinstance(rounds, int):
-        rounds = dict.fromkeys(datasets, rounds)
+    """Cells that share a size: every task with every dataset and every method."""
     return [
-        Cell(grid, env_id, dataset, method, rounds[dataset], batch_size, num_seeds, flags)
+        Cell(grid, env_id, dataset, method, rounds, batch_size, num_seeds, flags)
         for env_id in env_ids
         for dataset in datasets
         for method in methods
@@ -151,52 +147,46 @@ def both(*recipes: str) -> list[str]:
     return [f"{backup}-{recipe}" for recipe in recipes for backup in ("joint", "icql-qs")]
 
 
-SPREAD, PREY, CHEETAH = ("simple_spread",), ("simple_tag", "simple_world"), ("HalfCheetah-2x3",)
-WIDE, NARROW = QUALITIES[:2], QUALITIES[2:]  # where the paper claims most, and where it does not
-EXPERT_FIRST = ("expert", "medium-replay", "medium", "random")
-DISCRETE_SPREAD = {"random": 800, "medium-replay": 800, "medium": 400, "expert": 400}
-CONTINUOUS_SPREAD = {"random": 800, "medium-replay": 300, "medium": 300, "expert": 300}
+SPREAD, TAG, WORLD, CHEETAH = ("simple_spread",), ("simple_tag",), ("simple_world",), ("HalfCheetah-2x3",)
+PREY, PARTICLES = TAG + WORLD, SPREAD + TAG + WORLD
+RANDOM, REPLAY, NARROW = ("random",), ("medium-replay",), ("expert", "medium")
+WIDE = RANDOM + REPLAY  # where the paper claims most
 # What two cores can train: the full size takes 100,000 rounds of ten critics of 256 units.
 REDUCED = "--num-critics 4 --hidden 128 --learning-rate 0.001 --eval-every 50"
 PREY_FILE = "--prey omar_prey/{}/pretrained_adv_model.pt"  # OMAR's, which is not shipped
-TEAMS = tuple(f"mix:teams=3,unit=step,share={share},noise=0.1" for share in (0, 0.5, 1))
 DOORS = tuple(f"mix:unit=step,share={share},noise=0.2" for share in (0, 0.25, 0.5, 0.75, 1))
 
-TAG, WORLD, RANDOM = ("simple_tag",), ("simple_world",), ("random",)
 THREE, ON_SPREAD = ("original", "not-actor-l2", "ours"), ("ours-centred", "slow", "slow-cured")
 CHANGED = [name for name in RECIPES if name not in THREE + ON_SPREAD]
 PAPER_SIZE = dict(rounds=2000, batch_size=1024)
 ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in (TAG, WORLD))
-SWEPT = [f"{name}-{alpha}" for name in ("cfcql", "macql") for alpha in ALPHAS]
+# The rows with the paper's own data, and one agent in the penalty, which is unbiased.
+EXACT = [
+    (task, PAPER_SIZE | dict(flags=f"--paper-size --penalty-agents 1 {prey}".strip()))
+    for task, prey in ((TAG, PREY_FILE.format(*TAG)), (SPREAD, ""), (WORLD, PREY_FILE.format(*WORLD)))
+]
+DEFAULT_SIZE = dict(rounds=800)
 PLAN = (  # in the order in which they run: the most telling first
-    block("penalty", PREY, ("expert", "medium"), SWEPT, 400, num_seeds=3),
     block("recipe", TAG, RANDOM, both(*THREE), **ON_TAG),
     block("recipe", TAG, RANDOM, both(*CHANGED), **ON_TAG, num_seeds=2),
     block("recipe", SPREAD, RANDOM, both(*THREE), **PAPER_SIZE, num_seeds=3),
     block("recipe", SPREAD, RANDOM, both(*ON_SPREAD, "l2"), **PAPER_SIZE, num_seeds=2),
     block("recipe", WORLD, RANDOM, both(*THREE), **ON_WORLD, num_seeds=3),
     block("recipe", TAG, RANDOM, ("spacql-original", "spacql-not-actor-l2"), **ON_TAG, num_seeds=3),
-    block("discrete", SPREAD, QUALITIES, BACKUPS, DISCRETE_SPREAD),
-    block("discrete", SPREAD, QUALITIES, BASELINES, DISCRETE_SPREAD),
-    block("discrete", PREY, WIDE, METHODS, 400),
-    block("continuous", SPREAD, QUALITIES, METHODS, CONTINUOUS_SPREAD),
-    block("discrete", PREY, NARROW, METHODS, 400),
-    block("continuous", PREY, WIDE, METHODS, 400),
-    block("continuous", PREY, NARROW, METHODS, 400),
-    block("coordination", ("two_doors",), DOORS, (*BACKUPS, *VS_POLICY), 150, batch_size=128),
-    block("coordination", SPREAD, TEAMS, (*BACKUPS, *VS_POLICY), 200, num_seeds=3, flags="--cql-alpha 2.5"),
-    block("actors", PREY, QUALITIES, ("spacql-vs-policy", "joint-vs-policy"), 400, num_seeds=3),
-    block("actors", SPREAD, QUALITIES, ("spacql-vs-policy", "joint-vs-policy"), DISCRETE_SPREAD, num_seeds=3),
-    block("cloning", PREY, EXPERT_FIRST, CLONING, 400, num_seeds=3),
-    block("cloning", SPREAD, EXPERT_FIRST, CLONING, DISCRETE_SPREAD, num_seeds=3),
-    block("cloning-continuous", PREY, EXPERT_FIRST, CLONING, 400, num_seeds=3),
-    block("cloning-continuous", SPREAD, EXPERT_FIRST, CLONING, CONTINUOUS_SPREAD, num_seeds=3),
-    # Single runs: HalfCheetah for two cores, longer or larger ones, and earlier sizes of tag and world.
-    block("continuous", CHEETAH, ("medium",), ("spacql",), 500, num_seeds=1, flags=REDUCED),
-    block("continuous", CHEETAH, (*WIDE, "expert"), ("spacql",), 200, num_seeds=1, flags=REDUCED),
-    block("discrete", SPREAD, ("random",), ("spacql", "joint"), 2400, num_seeds=1),
-    block("continuous", SPREAD, ("random",), ("spacql", "cfcql"), 1200, num_seeds=1, batch_size=1024),
-    block("continuous", PREY, NARROW, ("spacql",), 300, num_seeds=1),
+    block("penalty", PREY, NARROW, SWEPT, 400, num_seeds=3),
+    *(block("continuous", task, RANDOM, TWO_CRITICS, **size) for task, size in EXACT),
+    block("continuous", PARTICLES, REPLAY, MAIN, **DEFAULT_SIZE),
+    *(block("continuous", task, RANDOM, TEN_CRITICS, **size, num_seeds=3) for task, size in EXACT),
+    block("discrete", PARTICLES, REPLAY, MAIN, **DEFAULT_SIZE),
+    block("discrete", PREY, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
+    block("narrow", PREY, NARROW, NARROW_METHODS, **DEFAULT_SIZE, num_seeds=3),
+    block("coordination", ("two_doors",), DOORS, (*TEN_CRITICS, *VS_POLICY), 150, batch_size=128),
+    block("continuous", PARTICLES, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
+    block("discrete", PARTICLES, RANDOM, MAIN, **DEFAULT_SIZE),
+    block("discrete", SPREAD, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
+    block("continuous", TAG, RANDOM, TWO_CRITICS, **EXACT[0][1] | dict(rounds=8000), num_seeds=3),
+    block("continuous", CHEETAH, ("medium",), ("spacql", "cfcql"), 500, num_seeds=1, flags=REDUCED),
+    block("continuous", CHEETAH, (*WIDE, "expert"), ("spacql", "cfcql"), 200, num_seeds=1, flags=REDUCED),
 )
 QUICK = dict(rounds=4, batch_size=32, num_seeds=3)  # three seeds are the fewest that have intervals
 QUICK_FLAGS = "--eval-every 2 --eval-episodes 4 --dataset-size 5000"
