@@ -10,21 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments import plan
-from experiments.claims import CLAIMS, FAILS, FEWEST, HOLDS, WORDS, find, iqm_interval
+from experiments.claims import CLAIMS, FAILS, FEWEST, HOLDS, WORDS, difference, find, iqm_interval
 from experiments.plan import KEYS, METHODS, QUALITIES, Cell, missing_jobs, planned_cells
 from utils.errors import InputError
 from utils.files import TOP, atomic, run_script, say
 
 RUNS_CSV, CURVES_CSV = "csv/runs.csv", "csv/curves.csv"
-DATA_SCORES = {  # mean scores of the datasets that the runs learnt from, by QUALITIES
-    ("discrete", "simple_spread"): (0.0, 7.0, 40.9, 99.9),
-    ("discrete", "simple_tag"): (0.2, 13.0, 40.3, 101.2),
-    ("discrete", "simple_world"): (-0.1, 17.3, 39.9, 100.5),
-    ("continuous", "simple_spread"): (0.1, 13.6, 45.8, 115.3),
-    ("continuous", "simple_tag"): (0.0, 22.0, 40.8, 99.2),
-    ("continuous", "simple_world"): (0.1, 22.1, 40.4, 99.7),
-    ("continuous", "HalfCheetah-2x3"): (0.0, 17.4, 39.3, 101.0),
-}
+LEVELS = pd.read_csv(TOP / "results/csv/levels.csv").groupby(["actions", "task"], sort=False)
+DATA_SCORES = {task: dict(zip(rows["quality"], rows["our_points"], strict=True)) for task, rows in LEVELS}
 PUBLISHED = {  # mean scores of five seeds on OMAR's data
     ("simple_spread", "random"): "spacql 78.2 ± 14.0, icql-qs 77.7, cfcql 62.2, macql 45.6",
     ("simple_spread", "medium-replay"): "spacql 71.9 ± 13.2, cfcql 52.2, macql 25.5",
@@ -37,15 +30,11 @@ PUBLISHED = {  # mean scores of five seeds on OMAR's data
     ("HalfCheetah-2x3", "random"): "spacql 43.8 ± 4.9, cfcql 39.7, macql 5.3",
     ("HalfCheetah-2x3", "medium-replay"): "spacql 66.1 ± 3.4, cfcql 59.5, macql 37.0",
 }
-AGAINST_POLICY = ("spacql", "spacql-vs-policy", "joint", "joint-vs-policy")
-CLONED = ("spacql", "bc", *plan.CLONING)
 TABLES = {  # by grid: title and columns
-    "discrete": ("Discrete actions (`spacql.py`)", METHODS),
     "continuous": ("Forces and torques (`spacql_continuous.py`)", METHODS),
-    "actors": ("Actors that improve against each other's policies (`spacql.py`)", AGAINST_POLICY),
-    "cloning": ("Some behaviour cloning in the actor (`spacql.py`)", CLONED),
-    "cloning-continuous": ("The same with forces (`spacql_continuous.py`)", CLONED),
-    "coordination": ("Teams that act together (`spacql.py`)", (*plan.BACKUPS, *plan.VS_POLICY)),
+    "discrete": ("Discrete actions (`spacql.py`)", METHODS),
+    "narrow": ("Other actors, for narrow data (`spacql.py`)", ("spacql", *plan.NARROW_METHODS, "bc")),
+    "coordination": ("Teams that act together (`spacql.py`)", (*plan.TEN_CRITICS, *plan.VS_POLICY)),
 }
 # Grids with the same actions share their rows: no method has two meanings. Other grids are of no account.
 ACTIONS = {grid: "continuous" if "continuous" in grid else "discrete" for grid in TABLES}
@@ -53,8 +42,9 @@ INTRODUCTION = f"""# Results
 
 Written by `python -m experiments.report` from [csv/runs.csv](csv/runs.csv), which has every run's
 command, seed, commit and machine. Scores are last scores, not best ones: greedy actors after the last round
-(1000 episodes a seed, HalfCheetah 20); 0 is random play and 100 the expert. Rows of commits before the tag
-`before-redesign` were made with the scripts as they were there.
+(1000 episodes a seed, HalfCheetah 20); 0 is random play and 100 the expert. Data have the paper's
+[sizes and means](../docs/data.md#behaviour-qualities-and-their-scores); random data with forces are the
+paper's own, with OMAR's prey. Rounds of batch 256 have default settings, those of batch 1024 the paper's.
 
 A score is the interquartile mean over seeds (of five seeds the mean of the middle three), in brackets its
 95% bootstrap interval (rliable's method), then the plain mean. n is the number of seeds where it is not 5;
@@ -68,8 +58,11 @@ above 0, **does not hold** if the whole interval lies below 0, and otherwise, or
 methods, the one for which that is most. A claim holds if it does on all datasets, and does not if it does
 not on one; the mean is over the datasets where both have enough seeds. Nothing is corrected for the number
 of comparisons; where two methods do not differ at all, an interval misses 0 in 6% of comparisons of five
-seeds with five (normal scores). Only continuous simple_spread random has the paper's distribution of data
-and its unit of scores."""
+seeds with five (normal scores)."""
+PENALTIES = f"""Full joint backups with two critics, discrete actions, 400 rounds. (5) takes the mean of the
+N = 3 agents' penalties, MACQL the penalty of the team as one agent. For a Q that is a sum over agents the
+mean is N times weaker: CFCQL at alpha is matched by MACQL at alpha / 3. Mean of seeds 0 to
+{len(plan.CHOOSING) - 1}, the best one of a row in bold, which then runs on other seeds."""
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -126,7 +119,7 @@ def table(grid: str, cells: list[Cell], runs: pd.DataFrame) -> str:
     for env_id, dataset, rounds, batch_size in sorted(sizes, key=lambda size: tasks.index(size[0])):
         keys = {method: (actions, env_id, dataset, method, rounds, batch_size) for method in methods}
         texts = {m: in_words(groups[key]["score"].tolist()) for m, key in keys.items() if key in groups}
-        of_data = dict(zip(QUALITIES, DATA_SCORES.get((actions, env_id), ()), strict=False))
+        of_data = DATA_SCORES.get((actions, env_id), {})
         row = dict(task=env_id, data=dataset + f" ({of_data.get(dataset)})" * (dataset in of_data))
         row["rounds"] = str(rounds) + f" (batch {batch_size})" * (batch_size != 256)
         row |= dict.fromkeys(methods, "") | texts
@@ -134,6 +127,32 @@ def table(grid: str, cells: list[Cell], runs: pd.DataFrame) -> str:
             row["*published, on OMAR's data*"] = PUBLISHED.get((env_id, dataset), "")
         rows += [row] if texts else []
     return markdown(rows)
+
+
+def penalty_section(runs: pd.DataFrame) -> str:
+    """CFCQL's and MACQL's penalty over alpha, at matched strength, and at each one's best alpha on seeds
+    that did not choose it."""
+    runs = runs[runs["grid"] == "penalty"]
+    penalty = runs["method"].str.extract(r"(?P<penalty>.*)-(?P<alpha>.*)").astype({"alpha": float})
+    runs = runs.join(penalty)
+    keys = ["env_id", "dataset", "penalty", "alpha"]
+    tried = runs[runs["seed"].isin(plan.CHOOSING)].groupby(keys)["score"].agg(list)
+    fresh = runs[~runs["seed"].isin(plan.CHOOSING)].groupby(keys)["score"].agg(list)
+    rows = []
+    for (env_id, dataset, penalty), scores in tried.groupby(keys[:3], sort=False):
+        means = scores.droplevel(keys[:3]).map(np.mean)
+        row = dict(task=env_id, data=dataset, penalty=penalty)
+        row |= {f"alpha {a}": f"**{x:.1f}**" if x == means.max() else f"{x:.1f}" for a, x in means.items()}
+        best = fresh.get((env_id, dataset, penalty, means.idxmax()))
+        rows.append(row | {"best one, other seeds": in_words(best) if best else ""})
+    parts = [PENALTIES, markdown(rows)]
+    places = dict.fromkeys(place[:2] for place in tried.index)
+    for words, alphas in (("the same alpha", plan.ALPHAS), ("matched strength", plan.ALPHAS[1:])):
+        pairs = [(place, *pair) for place in places for pair in zip(alphas, plan.ALPHAS, strict=False)]
+        cfcql = [tried[*place, "cfcql", alpha] for place, alpha, _ in pairs]
+        macql = [tried[*place, "macql", alpha] for place, _, alpha in pairs]
+        parts.append(f"At {words} MACQL minus CFCQL: {difference(macql, cfcql)}, mean of {len(pairs)} pairs.")
+    return "\n\n".join(parts)
 
 
 def claims_section(scores: dict) -> str:
@@ -167,6 +186,8 @@ def tables(cells: list[Cell], runs: pd.DataFrame) -> str:
     grids = [grid for grid in TABLES if grid in set(runs["grid"])]
     parts = [INTRODUCTION]
     parts += [f"## {TABLES[grid][0]}\n\n{table(grid, cells, runs)}" for grid in grids]
+    if "penalty" in set(runs["grid"]):
+        parts += ["## Penalties over alpha", penalty_section(runs)]
     parts += ["## The claims", claims_section(main_scores(cells, runs))]
     parts += ["## Not run", missing_section(cells, runs)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -201,10 +222,11 @@ def draw_weights(path: Path, cells: list[Cell], curves: pd.DataFrame) -> None:
 
 def draw_scores(path: Path, scores: dict) -> None:
     """IQM and interval of every method by task and quality; grey lines are the data's mean scores."""
+    places = np.arange(len(QUALITIES))
     fig = Figure(figsize=(16, 7.2), layout="constrained")
     axes = fig.subplots(2, 4).flat
     for ax, (task, of_data) in zip(axes, DATA_SCORES.items(), strict=False):
-        ax.hlines(of_data, np.arange(4) - 0.42, np.arange(4) + 0.42, color="0.6", lw=1)
+        ax.hlines([of_data[q] for q in QUALITIES], places - 0.42, places + 0.42, color="0.6", lw=1)
         for m, method in enumerate(METHODS):
             for q, quality in enumerate(QUALITIES):
                 if group := scores.get((*task, quality, method)):

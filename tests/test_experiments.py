@@ -24,7 +24,7 @@ import spacql
 import spacql_continuous
 from experiments import bc, claims, original_recipe, plan, report, run
 from experiments.claims import FAILS, HOLDS, OPEN, Claim, Estimate
-from experiments.plan import ALPHAS, BACKUPS, KEYS, METHODS, PLAN, RECIPES, SCRIPTS, Job, planned_cells
+from experiments.plan import KEYS, MAIN, PLAN, RECIPES, SCRIPTS, SWEPT, TEN_CRITICS, Job, planned_cells
 from utils import runs as run_folders
 from utils.files import parse
 
@@ -154,13 +154,14 @@ MEANINGS = {  # what methods' names mean, as flags of a training script
     "bc": {},
     "cfcql": dict(backup="joint", num_critics=2),
     "macql": dict(backup="joint", num_critics=2, penalty="macql"),
+    "icql-qs-2": dict(backup="icql-qs", num_critics=2),
     "clone": dict(clone_weight=1.0),
-    "clone-10": dict(clone_weight=10.0),
+    "clone-vs-policy": dict(clone_weight=1.0, actor_others="policy"),
 }
-for alpha in ALPHAS:
-    MEANINGS[f"cfcql-{alpha}"] = MEANINGS["cfcql"] | dict(cql_alpha=alpha)
-    MEANINGS[f"macql-{alpha}"] = MEANINGS["macql"] | dict(cql_alpha=alpha)
-for backup in BACKUPS:
+for method in SWEPT:
+    name, alpha = method.split("-")
+    MEANINGS[method] = MEANINGS[name] | dict(cql_alpha=float(alpha))
+for backup in TEN_CRITICS:
     MEANINGS[backup] = dict(backup=backup)
     MEANINGS[f"{backup}-vs-policy"] = dict(backup=backup, actor_others="policy")
 for backup, recipe in itertools.product(("joint", "icql-qs", "spacql"), RECIPES):
@@ -243,7 +244,7 @@ def stand_in(tmp_path, monkeypatch):
     """Jobs run a script that writes results at once, eight cells are planned, and nothing is drawn."""
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
-    block = plan.block("discrete", plan.SPREAD, plan.QUALITIES, BACKUPS[:2], 4, num_seeds=3)
+    block = plan.block("discrete", plan.SPREAD, plan.QUALITIES, TEN_CRITICS[:2], 4, num_seeds=3)
     monkeypatch.setattr(plan, "SCRIPTS", dict.fromkeys(SCRIPTS, str(script)))
     monkeypatch.setattr(plan, "PLAN", (block,))
     monkeypatch.setattr(run, "write_report", lambda *_: None)
@@ -461,32 +462,52 @@ def test_quick_cells_end_to_end(tmp_path, data_dir, monkeypatch, quickly):
 def test_tables_say_what_is_known(quickly):
     """Numbers with intervals, seeds if they are not five, published ones beside, what is missing; side tables
     borrow columns, and rows of other grids are of no account."""
-    scores = {(*RANDOM, method): around(40 + i) for i, method in enumerate(METHODS)}
-    scores |= {("simple_tag", "random", method): [10.0] * 3 for method in METHODS}
+    scores = {(*RANDOM, method): around(40 + i) for i, method in enumerate(MAIN)}
+    scores |= {("simple_tag", "random", method): [10.0] * 3 for method in MAIN}
     scores["simple_tag", "random", "spacql"] += [90.0, 90.0]
-    scores["simple_world", "random", "spacql"] = [20.0, 22.0]
-    scores["simple_world", "random", "joint"] = around(30)
+    scores["simple_world", "expert", "spacql"] = [20.0, 22.0]
+    scores["simple_world", "expert", "joint"] = around(30)
     rows = []
-    for grid, found in dict(discrete=scores, cloning={(*RANDOM, "clone"): around(60)}).items():
+    for grid, found in dict(
+        discrete=scores, narrow={("simple_world", "expert", "clone"): around(60)}
+    ).items():
         for place, values in found.items():
             cell = next(cell for cell in EVERYTHING if cell[:4] == (grid, *place))
             rows += [(*cell[:6], seed, score) for seed, score in enumerate(values)]
     rows = pd.DataFrame(rows, columns=[*KEYS, "seed", "score"])
-    longer = rows[:1].assign(rounds=2400, score=99.0)
+    cell = next(cell for cell in EVERYTHING if cell.rounds == 8000)
+    longer = pd.DataFrame([(*cell[:6], 0, 99.0)], columns=list(rows))
     text = report.tables(EVERYTHING, pd.concat([rows, longer, rows.assign(grid="recipe", score=-1.0)]))
     for line in (
-        "simple_spread | random (0.0) | 800 | 40.0 [39.*], 40.0 | 41.0 [*",
-        "* | 46.0 [45.*], 46.0 | spacql 78.2 ± 14.0, icql-qs 77.7, *",
-        "simple_spread | random (0.0) | 2400 | 99.0 (n = 1) | | *",
-        "simple_world | random (-0.1) | 400 | 21.0 (n = 2) | | 30.0 [29.* | | | | | spacql *",
+        "simple_spread | random (0.1) | 800 | 40.0 [39.*], 40.0 | 41.0 [*",
+        "* | 44.0 [43.*], 44.0 | spacql 78.2 ± 14.0, icql-qs 77.7, *",
+        "simple_tag | random (0.0) | 8000 (batch 1024) | | | | 99.0 (n = 1) | * | spacql *",
+        "simple_world | expert (108.0) | 800 | 21.0 (n = 2) | | 30.0 [29.* | | | | spacql *",
         "SPaCQL is best on * | **does not hold**: on 0 of 6 datasets, on 1 not; mean: spacql * |"
         " **cannot be told**: *",
-        "simple_spread | random (0.0) | 800 | 40.0 [*], 40.0 | 46.0 [*], 46.0 | 60.0 [*",
-        "discrete | simple_spread | random | does not hold | spacql -6.0 [*] against bc",
+        "simple_world | expert (108.0) | 800 | 21.0 (n = 2) | | 60.0 [*], 60.0 | |",
+        "discrete | simple_spread | random | does not hold | spacql -3.0 [*] against cfcql",
     ):
         pattern = re.escape(line).replace(r"\*\*", "[*]{2}").replace(r"\*", ".*")
         assert re.search(rf"^[|] {pattern} [|]$", text, re.M), line
     assert re.search(r"^\d+ of \d+ cells lack seeds; `python -m experiments.run --dry-run`", text, re.M)
+
+
+def test_penalties_are_compared_on_seeds_that_did_not_choose(quickly):
+    """A row's best alpha is that of seeds 0 to 2, its score that of the others; matched pairs are a factor of
+    three apart."""
+    strength = {"cfcql": 1, "macql": 3}  # at the same alpha
+    rows = []
+    for cell in (cell for cell in EVERYTHING if cell.grid == "penalty"):
+        name, alpha = SWEPT[cell.method]
+        score = 50 - 10 * abs(np.log(alpha * strength[name] / 2.7) / np.log(3))
+        rows += [(*cell[:6], seed, score + (seed > 2)) for seed in range(6)]
+    text = report.penalty_section(pd.DataFrame(rows, columns=[*KEYS, "seed", "score"]))
+    fresh = "51.0 [51.0, 51.0], 51.0 (n = 3) |"
+    assert f"| cfcql | 20.0 | 30.0 | 40.0 | **50.0** | 40.0 | {fresh}" in text
+    assert f"| macql | 30.0 | 40.0 | **50.0** | 40.0 | 30.0 | {fresh}" in text
+    assert "At matched strength MACQL minus CFCQL: +0.0 [+0.0, +0.0], mean of 16 pairs." in text
+    assert "At the same alpha MACQL minus CFCQL: +2.0 [+2.0, +2.0], mean of 20 pairs." in text
 
 
 def test_committed_csvs_are_whole():
