@@ -19,6 +19,7 @@ SCRIPTS = {
     "continuous": "spacql_continuous.py",
     "discrete": "spacql.py",
     "narrow": "spacql.py",  # other actors, for expert and medium data
+    "crowd": "spacql.py",  # six agents
     "coordination": "spacql.py",  # data whose teams act together, more or less
 }
 TEN_CRITICS, TWO_CRITICS = ("spacql", "icql-qs", "joint"), ("cfcql", "icql-qs-2")
@@ -154,6 +155,7 @@ WIDE = RANDOM + REPLAY  # where the paper claims most
 # What two cores can train: the full size takes 100,000 rounds of ten critics of 256 units.
 REDUCED = "--hidden 128 --learning-rate 0.001 --eval-every 50"
 PREY_FILE = "--prey omar_prey/{}/pretrained_adv_model.pt"  # OMAR's, which is not shipped
+CROWD = tuple(f"datasets/crowd-{size}.h5" for size in (2500, 25_000))  # by experiments/crowd.py
 DOORS = tuple(f"mix:unit=step,share={share},noise=0.2" for share in (0, 0.25, 0.5, 0.75, 1))
 
 THREE, ON_SPREAD = ("original", "not-actor-l2", "ours"), ("ours-centred", "slow", "slow-cured")
@@ -180,6 +182,7 @@ PLAN = (  # in the order in which they run: the most telling first
     block("discrete", PARTICLES, REPLAY, MAIN, **DEFAULT_SIZE),
     block("discrete", PREY, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
     block("narrow", PREY, NARROW, NARROW_METHODS, **DEFAULT_SIZE, num_seeds=3),
+    block("crowd", SPREAD, CROWD, TEN_CRITICS, 400),
     block("coordination", ("two_doors",), DOORS, (*TEN_CRITICS, *VS_POLICY), 150, batch_size=128),
     block("continuous", PARTICLES, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
     block("discrete", PARTICLES, RANDOM, MAIN, **DEFAULT_SIZE),
@@ -198,7 +201,8 @@ def planned_cells(quick: bool = False) -> list[Cell]:
     """All cells in the order in which they run. quick: two or three of every block, each of a few seconds."""
     if not quick:
         return [cell for cells in PLAN for cell in cells]
-    chosen = [cells[i] for cells in PLAN for i in (0, -1) if "--prey" not in cells[i].flags]
+    shipped = [cells for cells in PLAN if "--prey" not in cells[0].flags and cells[0].grid != "crowd"]
+    chosen = [cells[i] for cells in shipped for i in (0, -1)]
     small = [cell._replace(**QUICK, flags=f"{cell.flags} {QUICK_FLAGS}".strip()) for cell in chosen]
     return list({cell[:6]: cell for cell in small}.values())
 

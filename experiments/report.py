@@ -34,6 +34,7 @@ TABLES = {  # by grid: title and columns
     "continuous": ("Forces and torques (`spacql_continuous.py`)", METHODS),
     "discrete": ("Discrete actions (`spacql.py`)", METHODS),
     "narrow": ("Other actors, for narrow data (`spacql.py`)", ("spacql", *plan.NARROW_METHODS, "bc")),
+    "crowd": ("Six agents, near-expert data (`spacql.py`)", plan.TEN_CRITICS),
     "coordination": ("Teams that act together (`spacql.py`)", (*plan.TEN_CRITICS, *plan.VS_POLICY)),
 }
 # Grids with the same actions share their rows: no method has two meanings. Other grids are of no account.

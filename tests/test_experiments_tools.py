@@ -4,6 +4,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from torch import nn
 
-from data import mixes
+from data import behaviour, mixes
 from data.datasets import load_dataset
 from envs import make_env
-from experiments import bc, benchmark, enjoy, films, uncertainty
+from experiments import bc, benchmark, crowd, enjoy, films, uncertainty
 from utils.files import TOP
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -339,3 +340,16 @@ def test_the_benchmark_has_every_row(monkeypatch):
     cases = ("default", "batch_size 640", "agents 4")
     assert [row[:2] for row in rows] == [[s.name, case] for s in SCRIPTS for case in cases]
     assert all(0.2 < float(row[3]) < 1.5 for row in rows[1::3])
+
+
+def test_a_crowd_is_logged(tmp_path, monkeypatch):
+    """Six agents, hardly trained: files that the script takes, nine of ten moves by the actor's own will."""
+    few = replace(behaviour.default_args("simple_spread"), iterations=2, num_worlds=8, score_episodes=8)
+    monkeypatch.setattr(crowd, "default_args", lambda _: few)
+    monkeypatch.setattr(crowd, "TOP", tmp_path)
+    monkeypatch.setattr(crowd, "SIZES", (50, 100))
+    crowd.main()
+    for size in crowd.SIZES:
+        found = load_dataset("simple_spread", str(tmp_path / f"datasets/crowd-{size}.h5"))
+        assert found.actions.shape == (size // 25, 25, 6) and found.facts["quality"] == "expert"
+        assert found.facts["expert_score"] != found.facts["random_score"]
