@@ -28,7 +28,7 @@ MAIN = (*TEN_CRITICS, "cfcql", "bc")
 # The same backups, with actors that improve against the others' policies in place of their logged actions.
 VS_POLICY = tuple(f"{backup}-vs-policy" for backup in TEN_CRITICS)
 NARROW_METHODS = ("spacql-vs-policy", "clone", "clone-vs-policy")
-ALPHAS, CHOOSING = (0.1, 0.3, 0.9, 2.7, 8.1), range(3)  # and the seeds that choose among them
+ALPHAS, CHOOSING = (0.1, 0.3, 0.9, 2.7, 8.1, 24.3), range(3)  # and the seeds that choose among them
 SWEPT = {f"{name}-{alpha}": (name, alpha) for name in ("cfcql", "macql") for alpha in ALPHAS}
 FLAGS = {
     **{backup: f"--backup {backup}" for backup in TEN_CRITICS},
