@@ -503,14 +503,15 @@ def test_penalties_are_compared_on_seeds_that_did_not_choose(quickly):
     rows = []
     for cell in (cell for cell in EVERYTHING if cell.grid == "penalty"):
         name, alpha = SWEPT[cell.method]
-        score = 50 - 10 * abs(np.log(alpha * strength[name] / 2.7) / np.log(3))
+        off = np.log(alpha * strength[name] / 2.7) / np.log(3)
+        score = 50 + 10 * min(off, 0) - 4 * max(off, 0)
         rows += [(*cell[:6], seed, score + (seed > 2)) for seed in range(6)]
     text = report.penalty_section(pd.DataFrame(rows, columns=[*KEYS, "seed", "score"]))
     fresh = "51.0 [51.0, 51.0], 51.0 (n = 3) |"
-    assert f"| cfcql | 20.0 | 30.0 | 40.0 | **50.0** | 40.0 | 30.0 | {fresh}" in text
-    assert f"| macql | 30.0 | 40.0 | **50.0** | 40.0 | 30.0 | 20.0 | {fresh}" in text
+    assert f"| cfcql | 20.0 | 30.0 | 40.0 | **50.0** | 46.0 | 42.0 | {fresh}" in text
+    assert f"| macql | 30.0 | 40.0 | **50.0** | 46.0 | 42.0 | 38.0 | {fresh}" in text
     assert "At matched strength MACQL minus CFCQL: +0.0 [+0.0, +0.0], mean of 20 pairs." in text
-    assert "At the same alpha MACQL minus CFCQL: +0.0 [+0.0, +0.0], mean of 24 pairs." in text
+    assert "At the same alpha MACQL minus CFCQL: +3.0 [+3.0, +3.0], mean of 24 pairs." in text
 
 
 def test_committed_csvs_are_whole():
