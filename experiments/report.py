@@ -149,10 +149,12 @@ def penalty_section(runs: pd.DataFrame) -> str:
     parts = [PENALTIES, markdown(rows)]
     places = dict.fromkeys(place[:2] for place in tried.index)
     for words, alphas in (("the same alpha", plan.ALPHAS), ("matched strength", plan.ALPHAS[1:])):
-        pairs = [(place, *pair) for place in places for pair in zip(alphas, plan.ALPHAS, strict=False)]
-        cfcql = [tried[*place, "cfcql", alpha] for place, alpha, _ in pairs]
-        macql = [tried[*place, "macql", alpha] for place, _, alpha in pairs]
-        parts.append(f"At {words} MACQL minus CFCQL: {difference(macql, cfcql)}, mean of {len(pairs)} pairs.")
+        pairs = [(place, *pair) for place in places for pair in zip(plan.ALPHAS, alphas, strict=False)]
+        both = [(tried.get((*place, "macql", a)), tried.get((*place, "cfcql", b))) for place, a, b in pairs]
+        both = [sides for sides in both if all(sides)]
+        if both:
+            said = difference(*zip(*both, strict=True))
+            parts.append(f"At {words} MACQL minus CFCQL: {said}, mean of {len(both)} pairs.")
     return "\n\n".join(parts)
 
 
