@@ -223,6 +223,25 @@ def draw_weights(path: Path, cells: list[Cell], curves: pd.DataFrame) -> None:
         fig.savefig(partial, dpi=110)
 
 
+def draw_penalties(path: Path, runs: pd.DataFrame) -> None:
+    """Scores of CFCQL's and MACQL's penalty over its strength, in which a factor of N is between them."""
+    runs = runs[(runs["grid"] == "penalty") & runs["seed"].isin(plan.CHOOSING)]
+    panels = list(runs.groupby(["env_id", "dataset"], sort=False))
+    fig = Figure(figsize=(13, 3.2), layout="constrained")
+    axes = fig.subplots(1, max(len(panels), 1), squeeze=False)[0]
+    for ax, (place, rows) in zip(axes, panels, strict=False):
+        for name, factor in (("cfcql", 1 / 3), ("macql", 1)):
+            alphas = rows["method"].map({m: a * factor for m, (n, a) in plan.SWEPT.items() if n == name})
+            scores = rows["score"].groupby(alphas)
+            ax.semilogx(scores.mean(), "o-", label=name)
+            ax.fill_between(scores.mean().index, scores.min(), scores.max(), alpha=0.2, lw=0)
+        ax.set(title=" ".join(place), xlabel="strength: alpha, CFCQL's by N = 3")
+    axes[0].set_ylabel("normalised last score")
+    axes[0].legend()
+    with atomic(path) as partial:
+        fig.savefig(partial, dpi=110)
+
+
 def draw_scores(path: Path, scores: dict) -> None:
     """IQM and interval of every method by task and quality; grey lines are the data's mean scores."""
     places = np.arange(len(QUALITIES))
@@ -257,6 +276,7 @@ def write_report(out: Path, cells: list[Cell]) -> None:
         partial.write_text(tables(cells, runs))
     draw_weights(out / "weights.png", cells, curves)
     draw_scores(out / "scores.png", main_scores(cells, runs))
+    draw_penalties(out / "penalties.png", runs)
     say(f"wrote {out / 'tables.md'} and figures")
 
 
