@@ -16,6 +16,7 @@ RUNS = "runs/results"  # run folders, below TOP
 SCRIPTS = {
     "recipe": "-m experiments.original_recipe",  # on the paper's own random data
     "penalty": "spacql.py",  # CFCQL's and MACQL's at several alphas
+    "penalty-continuous": "spacql_continuous.py",
     "continuous": "spacql_continuous.py",
     "discrete": "spacql.py",
     "narrow": "spacql.py",  # other actors, for expert and medium data
@@ -168,6 +169,12 @@ EXACT = [
     for task, prey in ((TAG, PREY_FILE.format(*TAG)), (SPREAD, ""), (WORLD, PREY_FILE.format(*WORLD)))
 ]
 DEFAULT_SIZE = dict(rounds=800)
+CHOSEN = {  # by the seeds of CHOOSING, and run with five more
+    ("simple_tag", "expert"): ("cfcql-8.1", "macql-24.3"),
+    ("simple_tag", "medium"): ("cfcql-8.1", "macql-2.7"),
+    ("simple_world", "expert"): ("cfcql-2.7", "macql-0.3"),
+    ("simple_world", "medium"): ("cfcql-2.7", "macql-0.9"),
+}
 PLAN = (  # in the order in which they run: the most telling first
     block("recipe", TAG, RANDOM, both(*THREE), **ON_TAG),
     block("recipe", TAG, RANDOM, both(*CHANGED), **ON_TAG, num_seeds=2),
@@ -175,7 +182,11 @@ PLAN = (  # in the order in which they run: the most telling first
     block("recipe", SPREAD, RANDOM, both(*ON_SPREAD, "l2"), **PAPER_SIZE, num_seeds=2),
     block("recipe", WORLD, RANDOM, both(*THREE), **ON_WORLD, num_seeds=3),
     block("recipe", TAG, RANDOM, ("spacql-original", "spacql-not-actor-l2"), **ON_TAG, num_seeds=3),
-    block("penalty", PREY, NARROW, SWEPT, 400, num_seeds=3),
+    [
+        cell._replace(num_seeds=8) if cell.method in CHOSEN[cell[1:3]] else cell
+        for cell in block("penalty", PREY, NARROW, SWEPT, 400, num_seeds=len(CHOOSING))
+    ],
+    block("penalty-continuous", PREY, NARROW, list(SWEPT)[1:5], 400, num_seeds=len(CHOOSING)),
     *(block("continuous", task, RANDOM, TWO_CRITICS, **size) for task, size in EXACT),
     block("continuous", PARTICLES, REPLAY, MAIN, **DEFAULT_SIZE),
     *(block("continuous", task, RANDOM, TEN_CRITICS, **size, num_seeds=3) for task, size in EXACT),

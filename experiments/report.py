@@ -60,7 +60,8 @@ methods, the one for which that is most. A claim holds if it does on all dataset
 not on one; the mean is over the datasets where both have enough seeds. Nothing is corrected for the number
 of comparisons; where two methods do not differ at all, an interval misses 0 in 6% of comparisons of five
 seeds with five (normal scores)."""
-PENALTIES = f"""Full joint backups with two critics, discrete actions, 400 rounds. (5) takes the mean of the
+PENALTY_GRIDS = {"penalty": "discrete", "penalty-continuous": "continuous"}
+PENALTIES = f"""Full joint backups with two critics, 400 rounds. (5) takes the mean of the
 N = 3 agents' penalties, MACQL the penalty of the team as one agent. For a Q that is a sum over agents the
 mean is N times weaker: CFCQL at alpha is matched by MACQL at alpha / 3. Mean of seeds 0 to
 {len(plan.CHOOSING) - 1}, the best one of a row in bold, which then runs on other seeds."""
@@ -133,21 +134,23 @@ def table(grid: str, cells: list[Cell], runs: pd.DataFrame) -> str:
 def penalty_section(runs: pd.DataFrame) -> str:
     """CFCQL's and MACQL's penalty over alpha, at matched strength, and at each one's best alpha on seeds
     that did not choose it."""
-    runs = runs[runs["grid"] == "penalty"]
+    runs = runs[runs["grid"].isin(PENALTY_GRIDS)]
     penalty = runs["method"].str.extract(r"(?P<penalty>.*)-(?P<alpha>.*)").astype({"alpha": float})
     runs = runs.join(penalty)
-    keys = ["env_id", "dataset", "penalty", "alpha"]
+    keys = ["grid", "env_id", "dataset", "penalty", "alpha"]
     tried = runs[runs["seed"].isin(plan.CHOOSING)].groupby(keys)["score"].agg(list)
     fresh = runs[~runs["seed"].isin(plan.CHOOSING)].groupby(keys)["score"].agg(list)
     rows = []
-    for (env_id, dataset, penalty), scores in tried.groupby(keys[:3], sort=False):
-        means = scores.droplevel(keys[:3]).map(np.mean)
-        row = dict(task=env_id, data=dataset, penalty=penalty)
+    for place, scores in tried.groupby(keys[:4], sort=False):
+        means = scores.droplevel(keys[:4]).map(np.mean)
+        row = dict(
+            zip(("actions", "task", "data", "penalty"), (PENALTY_GRIDS[place[0]], *place[1:]), strict=True)
+        )
         row |= {f"alpha {a}": f"**{x:.1f}**" if x == means.max() else f"{x:.1f}" for a, x in means.items()}
-        best = fresh.get((env_id, dataset, penalty, means.idxmax()))
+        best = fresh.get((*place, means.idxmax()))
         rows.append(row | {"best one, other seeds": in_words(best) if best else ""})
     parts = [PENALTIES, markdown(rows)]
-    places = dict.fromkeys(place[:2] for place in tried.index)
+    places = dict.fromkeys(place[:3] for place in tried.index)
     for words, alphas in (("the same alpha", plan.ALPHAS), ("matched strength", plan.ALPHAS[1:])):
         pairs = [(place, *pair) for place in places for pair in zip(plan.ALPHAS, alphas, strict=False)]
         both = [(tried.get((*place, "macql", a)), tried.get((*place, "cfcql", b))) for place, a, b in pairs]
@@ -189,7 +192,7 @@ def tables(cells: list[Cell], runs: pd.DataFrame) -> str:
     grids = [grid for grid in TABLES if grid in set(runs["grid"])]
     parts = [INTRODUCTION]
     parts += [f"## {TABLES[grid][0]}\n\n{table(grid, cells, runs)}" for grid in grids]
-    if "penalty" in set(runs["grid"]):
+    if runs["grid"].isin(PENALTY_GRIDS).any():
         parts += ["## Penalties over alpha", penalty_section(runs)]
     parts += ["## The claims", claims_section(main_scores(cells, runs))]
     parts += ["## Not run", missing_section(cells, runs)]
