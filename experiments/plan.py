@@ -188,7 +188,7 @@ PLAN = (  # in the order in which they run: the most telling first
     ],
     block("penalty-continuous", PREY, NARROW, list(SWEPT)[1:5], 400, num_seeds=len(CHOOSING)),
     *(block("continuous", task, RANDOM, TWO_CRITICS, **size) for task, size in EXACT),
-    block("continuous", PARTICLES, REPLAY, MAIN, **DEFAULT_SIZE),
+    block("continuous", PARTICLES, REPLAY, (*MAIN, "icql-qs-2"), **DEFAULT_SIZE),
     *(block("continuous", task, RANDOM, TEN_CRITICS, **size, num_seeds=3) for task, size in EXACT),
     block("discrete", PARTICLES, REPLAY, MAIN, **DEFAULT_SIZE),
     block("discrete", PREY, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
