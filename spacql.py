@@ -51,7 +51,7 @@ TASKS = {
     "simple_world": dict(learning_rate=0.003, entropy_coef=0.1),
     "two_doors": dict(learning_rate=0.01, entropy_coef=0.02),
 }
-PAPER_SIZE = {  # CFCQL's, as CQL_ALPHA but for two_doors
+PAPER_SIZE = {  # CFCQL's, as CQL_ALPHA but for two_doors, and for tag's and world's medium and expert
     "simple_spread": dict(rounds=2000, batch_size=1024, learning_rate=0.01),
     "simple_tag": dict(rounds=2000, batch_size=1024, learning_rate=0.001),
     "simple_world": dict(rounds=5000, batch_size=1024, learning_rate=0.001),
@@ -59,8 +59,8 @@ PAPER_SIZE = {  # CFCQL's, as CQL_ALPHA but for two_doors
 }
 CQL_ALPHA = {
     "simple_spread": {"random": 0.5, "medium-replay": 1.0, "medium": 5.0, "expert": 2.5},
-    "simple_tag": {"random": 0.5, "medium-replay": 0.5, "medium": 0.6, "expert": 2.0},
-    "simple_world": {"random": 0.5, "medium-replay": 0.5, "medium": 0.32, "expert": 0.3},
+    "simple_tag": {"random": 0.5, "medium-replay": 0.5, "medium": 8.1, "expert": 8.1},
+    "simple_world": {"random": 0.5, "medium-replay": 0.5, "medium": 2.7, "expert": 2.7},
     "two_doors": {"random": 0.05, "mix": 0.5},
 }
 CRITIC_UPDATES = 5  # per round
