@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import envs
 from data import mixes, omar, vaults
-from data.mixes import MixedTeams, is_mix, load_teams, measure_dependence, parse_mix, teams_file
+from data.mixes import TEAMS, MixedTeams, is_mix, measure_dependence, parse_mix
 from envs import ENV_IDS_OF_KIND, half_cheetah, make_env, two_doors
 from envs.particles import DT, ENV_IDS, NUM_ACTIONS, WITH_PREY
 from envs.shipped import POLICY_DIR, greedy, load_policies, policy_file, rollout
@@ -61,7 +61,7 @@ MEASURED = ("dependence", "dependence_error", "predictability")  # attributes th
 NOTED = ("seed", "dataset", "behaviour", "prey", "versions", "format")
 LARGEST = 1e6  # observation or reward that is taken for one of a world
 # In nats, above which a warning is due. The qualities measure up to 0.005 (medium-replay: iterates in turn),
-# mixes of teams with share=0.5 and unit=step 0.03 to 0.14. By Pinsker's inequality up to 0.02 the
+# mixes of teams with share=0.5 and unit=step 0.10 to 0.14. By Pinsker's inequality up to 0.02 the
 # distribution of actions is on average within a total variation of 0.1 of one where an agent acts
 # independently.
 STRONG_DEPENDENCE = 0.02
@@ -188,8 +188,7 @@ def simulated_name(env_id: str, dataset: str) -> str | None:
     if is_mix(dataset):
         return parse_mix(dataset, env_id).name
     if env_id == two_doors.ENV_ID and dataset in QUALITIES[1:]:
-        some = "random or mix:teams=2,unit=step,share=0.5,noise=0.1"
-        raise InputError(f"{env_id} has no {dataset} data: choose {some}")
+        raise InputError(f"{env_id} has no {dataset} data: choose random or mix:share=0.5,noise=0.1")
     return dataset if dataset in QUALITIES else None
 
 
@@ -245,8 +244,6 @@ def simulated_file(
 ) -> Path:
     """The file of a simulated dataset, which is made where it is missing. Other policies, another prey, or
     other code or packages that simulate, have another file."""
-    if is_mix(dataset) and action_kind == "continuous":
-        raise InputError("mixes of teams are of discrete actions: use spacql.py")
     if size < HORIZONS[env_id]:
         raise InputError(f"dataset size {size} is less than one episode of {HORIZONS[env_id]} transitions")
     if seed < 0:
@@ -258,7 +255,6 @@ def simulated_file(
     sources = [*sorted(Path(envs.__file__).parent.glob("*.py")), Path(mixes.__file__), Path(__file__)]
     if env_id != two_doors.ENV_ID:
         sources.append(policy_file(env_id, Path(policies or POLICY_DIR), action_kind))
-        sources += [teams_file(env_id, POLICY_DIR)] if is_mix(dataset) else []
         sources += [Path(prey)] if prey else []
     physics = version("mujoco") if env_id == half_cheetah.ENV_ID else ""
     code = b"".join(source.read_bytes() for source in sources) + physics.encode()
@@ -287,7 +283,7 @@ def simulate(
     env_id: str, dataset: str, size: int, seed: int, action_kind: str, prey=None, policies=None
 ) -> Dataset:
     """`size` transitions (whole episodes) of a quality or mix, the same for the same seed."""
-    horizon, teams, players, hunted, prey_hash = HORIZONS[env_id], None, None, None, "none"
+    horizon, players, hunted, prey_hash = HORIZONS[env_id], None, None, "none"
     episodes, known, scores = size // horizon, {}, (two_doors.random_score(), two_doors.optimal_score())
     if env_id != two_doors.ENV_ID:
         players = load_policies(env_id, folder=Path(policies or POLICY_DIR), action_kind=action_kind)
@@ -296,10 +292,8 @@ def simulate(
         prey_hash = fingerprint(layers) if layers else "none"
         scores = players.facts["random_score"], players.facts["expert_score"]
         known = {} if prey else players.facts  # of those who play
-    if is_mix(dataset):
-        mix, (teams, facts_of_teams) = parse_mix(dataset, env_id), load_teams(env_id)
-        known = dict(teams=facts_of_teams[: mix.teams])
-    facts = dict(env_id=env_id, quality="mix" if teams else dataset, action_kind=action_kind)
+    mix = parse_mix(dataset, env_id) if is_mix(dataset) else None
+    facts = dict(env_id=env_id, quality="mix" if mix else dataset, action_kind=action_kind)
     facts |= dict(random_score=scores[0], expert_score=scores[1], seed=seed, prey=prey_hash)
     facts |= dict(dataset=simulated_name(env_id, dataset), behaviour=json.dumps(known), format=FORMAT)
     facts |= dict(versions=json.dumps({package: version(package) for package in PACKAGES}))
@@ -311,7 +305,7 @@ def simulate(
             chunk_seed = int(np.random.SeedSequence([seed, chunk]).generate_state(1)[0])
             env = make_env(env_id, count, seed=chunk_seed, action_kind=action_kind, prey=hunted)
             actor = None if player is None else players.iterates[player]
-            actor = MixedTeams(mix, teams) if teams else actor
+            actor = MixedTeams(mix, TEAMS) if mix else actor
             for key, part in rollout(env, actor, torch.Generator().manual_seed(chunk_seed + 1)).items():
                 whole = arrays.setdefault(key, part.new_empty((episodes, *part.shape[1:])))
                 whole[start : start + count] = part

@@ -1,13 +1,13 @@
 """Mixtures of teams with different conventions, and how much logged actions depend on one another.
 
-    python spacql.py --dataset mix:teams=3,unit=step,share=0.5,noise=0.1 --cql-alpha 2
-    python -m data.mixes     # retrains the teams that envs/policies/ ships, in minutes
+    python spacql.py --env-id two_doors --dataset mix:unit=step,share=0.5,noise=0.1
 
-A mix (`Mix`) lets expert teams, trained independently, act in turn. At each step, or once per episode (unit),
-with probability `share` one team is drawn and all agents act as its members; otherwise every agent draws a
-team of its own. With unit=step each agent's own action has the same distribution, given the state, whatever
-the share: the share is a dial of dependence alone, from none at 0 to as much as the conventions can make at
-1. With probability `noise` an agent's action is a uniform one instead, at each step anew.
+A mix (`Mix`) lets the teams of two_doors, of which one walks left and one right, act in turn. At each step,
+or once per episode (unit), with probability `share` one team is drawn and all agents act as its members;
+otherwise every agent draws a team of its own. With unit=step each agent's own action has the same
+distribution, given the state, whatever the share: the share is a dial of dependence alone, from none at 0 to
+as much as the conventions can make at 1. With probability `noise` an agent's action is a uniform one instead,
+at each step anew.
 
 `measure_dependence` estimates the mean over agents of the conditional mutual information I(a_i ; a_-i | s):
 what the others' actions tell of an agent's action when the state is known, 0 for factorised behaviour.
@@ -16,38 +16,28 @@ Array letters: M teams, E episodes, T steps, N agents, W worlds, O observation n
 action, D state numbers, L latent classes.
 """
 
-import functools
 import itertools
-import json
 import math
 import re
-import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from data.behaviour import default_args, train_behaviour
 from envs import two_doors
 from envs.particles import NUM_ACTIONS
-from envs.shipped import POLICY_DIR, Softmax, init_mlp, load_policies, mlp, read_networks
+from envs.shipped import init_mlp, mlp
 from utils.errors import InputError
-from utils.files import atomic, parse, reading, run_script, say
 
 # ------------------------------------------------------------------------------------------------ mixed teams
 
-TEAMS_ENV_ID = "simple_spread"
-NUM_TEAMS = {TEAMS_ENV_ID: 4, two_doors.ENV_ID: 2}  # what can be mixed
+TEAMS = [two_doors.walk(two_doors.LEFT), two_doors.walk(two_doors.RIGHT)]  # what can be mixed
 UNITS = ("episode", "step")
-TEAMS_FILE = "{}-discrete-teams.npz"
 
 
 @dataclass(frozen=True)
 class Mix:
     """How teams are mixed; see the top of the file."""
 
-    teams: int
     unit: str
     share: float
     noise: float
@@ -55,7 +45,7 @@ class Mix:
     @property
     def name(self) -> str:
         """One name for all spellings of the same mix, which can be a file's."""
-        return f"mix-teams{self.teams}-{self.unit}-share{self.share}-noise{self.noise}"
+        return f"mix-{self.unit}-share{self.share}-noise{self.noise}"
 
 
 def is_mix(dataset: str) -> bool:
@@ -64,14 +54,13 @@ def is_mix(dataset: str) -> bool:
 
 
 def parse_mix(text: str, env_id: str) -> Mix:
-    """The mix that a --dataset like mix:teams=3,unit=step,share=0.5,noise=0.1 asks for; keys have defaults.
+    """The mix that a --dataset like mix:unit=step,share=0.5,noise=0.1 asks for; keys have defaults.
 
     Raises InputError where the task has no teams, and for what is not such a text.
     """
-    if env_id not in NUM_TEAMS:
-        raise InputError(f"{env_id} has no teams to mix; {' and '.join(NUM_TEAMS)} have")
-    most = NUM_TEAMS[env_id]
-    values = dict(teams=str(min(3, most)), unit="step", share="0.5", noise="0.1")
+    if env_id != two_doors.ENV_ID:
+        raise InputError(f"{env_id} has no teams to mix; {two_doors.ENV_ID} has")
+    values = dict(unit="step", share="0.5", noise="0.1")
     given = text.removeprefix("mix").removeprefix(":")
     pairs = [part.split("=") for part in given.split(",")] if given else []
     keys = [key for key, *_ in pairs]
@@ -79,8 +68,6 @@ def parse_mix(text: str, env_id: str) -> Mix:
         keys = f"keys {', '.join(values)}, each once at most"
         raise InputError(f"--dataset mix: expected KEY=VALUE,... with {keys}, not {given!r}")
     values |= dict(pairs)
-    if values["teams"] not in map(str, range(1, most + 1)):
-        raise InputError(f"--dataset mix: teams must be 1 to {most} for {env_id}, not {values['teams']!r}")
     if values["unit"] not in UNITS:
         raise InputError(f"--dataset mix: unit must be {' or '.join(UNITS)}, not {values['unit']!r}")
     shares = {}
@@ -89,7 +76,7 @@ def parse_mix(text: str, env_id: str) -> Mix:
         shares[key] = float(values[key]) + 0.0 if number else math.nan  # -0 becomes 0
         if not 0 <= shares[key] <= 1:
             raise InputError(f"--dataset mix: {key} must be a number from 0 to 1, not {values[key]!r}")
-    return Mix(int(values["teams"]), values["unit"], **shares)
+    return Mix(values["unit"], **shares)
 
 
 class MixedTeams:
@@ -99,47 +86,19 @@ class MixedTeams:
     """
 
     def __init__(self, mix: Mix, teams: list):
-        self.mix, self.teams, self.drawn = mix, teams[: mix.teams], None
+        self.mix, self.teams, self.drawn = mix, teams, None
 
     def __call__(self, obs: torch.Tensor, generator) -> torch.Tensor:
         source, one = dict(generator=generator, device=generator.device), (len(obs), 1)
         if self.drawn is None or self.mix.unit == "step":  # whose member each agent acts as, [W, N]
             together = torch.rand(one, **source) < self.mix.share
-            drawn = (torch.randint(self.mix.teams, shape, **source) for shape in (one, obs.shape[:2]))
+            drawn = (torch.randint(len(self.teams), shape, **source) for shape in (one, obs.shape[:2]))
             self.drawn = torch.where(together, *drawn)
         played = torch.stack([team(obs, generator) for team in self.teams])  # [M, W, N]
         actions = played.gather(0, self.drawn.unsqueeze(0)).squeeze(0)
         noisy = torch.rand(actions.shape, **source) < self.mix.noise
         uniform = torch.randint(NUM_ACTIONS, actions.shape, **source)
         return torch.where(noisy, uniform, actions)
-
-
-def teams_file(env_id: str, folder: Path = POLICY_DIR) -> Path:
-    """Where the teams are, but for the first, the shipped expert. Raises InputError where they are not."""
-    path = Path(folder) / TEAMS_FILE.format(env_id)
-    if not path.is_file():
-        raise InputError(f"no policy file {path}; make it with: python -m data.mixes")
-    return path
-
-
-def load_teams(env_id: str, folder: Path = POLICY_DIR) -> tuple[list, list[dict]]:
-    """All teams of a task as functions of observations [W, N, O] and a generator, and what is known of each.
-
-    Raises InputError where the file of the teams is missing, or is not theirs.
-    """
-    if env_id == two_doors.ENV_ID:
-        walks = {"left": two_doors.LEFT, "right": two_doors.RIGHT}
-        return [two_doors.walk(action) for action in walks.values()], [dict(walks=name) for name in walks]
-    expert, path = load_policies(env_id), teams_file(env_id, folder)
-    with reading(path, f"the teams of {env_id}"):
-        arrays, facts = read_networks(path, env_id)
-        layers = [arrays[f"actor{j}"] for j in range(6)]  # [M - 1, N, ...]
-        shapes = [(NUM_TEAMS[env_id] - 1, *layer.shape) for layer in expert.iterates[-1]]
-        if [layer.shape for layer in layers] != shapes or len(facts["teams"]) != shapes[0][0]:
-            raise ValueError(f"its networks have other shapes than {shapes}")
-    actors = [expert.iterates[-1], *([layer[m] for layer in layers] for m in range(len(layers[0])))]
-    known = [dict(training=expert.facts["training"]), *facts["teams"]]
-    return [functools.partial(Softmax.act, actor) for actor in actors], known
 
 
 # ----------------------------------------------------------------------------------------------- dependence
@@ -163,9 +122,9 @@ def measure_dependence(dataset, seed: int = 0) -> dict[str, float]:
         p(a | s) = sum_l w_l(s) prod_i p_l,i(a_i | s),
     such as which team acts. (Two free networks learn less from as many transitions.)
 
-    Dependence of mixed teams is underestimated; the shipped qualities measure at most 0.006. But what the
-    model has not learnt of the state can pass for dependence where agents act alike: agents that all play one
-    sharp function of the state measure more than 0, and the more so the fewer episodes there are.
+    The shipped qualities measure at most 0.006. But what the model has not learnt of the state can pass for
+    dependence where agents act alike: agents that all play one sharp function of the state measure more than
+    0, and the more so the fewer episodes there are.
     """
     states, actions, num_actions = look_at(dataset)
     if len(actions) < 2 * HELD_OUT:
@@ -235,33 +194,3 @@ def fit(states, actions, num_actions: int, seed: int) -> tuple[list[torch.Tensor
         loss.backward()
         adam.step()
     return weights, policies
-
-
-# ---------------------------------------------------------------------------------------- training of teams
-
-
-@dataclass(frozen=True)
-class Args:
-    """Settings; the defaults made the shipped teams."""
-
-    seeds: tuple[int, int, int] = (4, 5, 2)
-    """of the teams beside the shipped expert, whose seed is 1; 2 (as 3) came to the same convention as 1"""
-    out: Path = POLICY_DIR
-    """folder of the policy file"""
-
-
-def main(argv=None) -> None:
-    args, start = parse(Args, argv, description=__doc__), time.time()
-    path, settings = args.out / TEAMS_FILE.format(TEAMS_ENV_ID), default_args(TEAMS_ENV_ID)
-    with atomic(path) as partial:  # around the training too: first it is seen whether the folder can be made
-        trained = [train_behaviour(replace(settings, seed=seed)) for seed in args.seeds]
-        actors = {f"actor{j}": np.stack([arrays[f"actor{j}"][-1] for arrays in trained]) for j in range(6)}
-        facts = [json.loads(str(arrays["facts"])) for arrays in trained]
-        teams = [{k: team[k] for k in ("training", "torch")} for team in facts]
-        known = json.dumps(dict(env_id=TEAMS_ENV_ID, teams=teams))
-        np.savez_compressed(partial, **actors, facts=np.array(known))
-    say(f"{path}: {len(teams)} teams, {path.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s")
-
-
-if __name__ == "__main__":
-    run_script("data.mixes", main)

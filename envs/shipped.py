@@ -170,26 +170,19 @@ def policy_file(env_id: str, folder: Path = POLICY_DIR, action_kind: str = "disc
     return path
 
 
-def read_networks(path: Path, env_id: str) -> tuple[dict[str, torch.Tensor], dict]:
-    """The arrays and the facts of a file of networks of the task. Raises anything if it is damaged."""
-    with np.load(path, allow_pickle=False) as file:
-        facts = json.loads(str(file["facts"]))
-        arrays = {k: torch.from_numpy(file[k].astype(np.float32)) for k in file.files if k != "facts"}
-    if facts["env_id"] != env_id:
-        raise ValueError(f"it holds policies of {facts['env_id']}")
-    if not all(array.isfinite().all() for array in arrays.values()):
-        raise ValueError("a parameter is not finite")
-    return arrays, facts
-
-
 def load_policies(
     env_id: str, device="cpu", folder: Path = POLICY_DIR, action_kind: str = "discrete"
 ) -> Policies:
     """The policies of a task, by default the shipped ones. Raises InputError where there are none."""
     path = policy_file(env_id, folder, action_kind)
     tensors = range(6 if action_kind == "discrete" else 7)  # three layers' weights and biases, log_std
-    with reading(path, f"a policy file of {env_id}"):
-        arrays, facts = read_networks(path, env_id)
+    with reading(path, f"a policy file of {env_id}"), np.load(path, allow_pickle=False) as file:
+        facts = json.loads(str(file["facts"]))
+        arrays = {k: torch.from_numpy(file[k].astype(np.float32)) for k in file.files if k != "facts"}
+        if facts["env_id"] != env_id:
+            raise ValueError(f"it holds policies of {facts['env_id']}")
+        if not all(array.isfinite().all() for array in arrays.values()):
+            raise ValueError("a parameter is not finite")
         actor = [arrays[f"actor{j}"].to(device) for j in tensors]  # [iterates, N, ...]
         prey = [arrays[f"prey{j}"].to(device) for j in range(6)] if env_id in WITH_PREY else None
         if facts["action_kind"] != action_kind:

@@ -39,12 +39,13 @@ from envs.shipped import CONTINUOUS_ENV_IDS, POLICY_DIR, load_policies, mlp
 from utils.errors import InputError
 
 SHORT = 30
-SPREAD, CHEETAH = "simple_spread", "HalfCheetah-2x3"
+SPREAD, CHEETAH, GAME = "simple_spread", "HalfCheetah-2x3", "two_doors"
 SHAPES = {  # agents, observation numbers, action numbers, steps, landmarks
     "simple_spread": (3, 18, 2, 25, 3),
     "simple_tag": (3, 16, 2, 25, 2),
     "simple_world": (3, 24, 2, 25, 5),
     "HalfCheetah-2x3": (2, 6, 3, SHORT, None),
+    "two_doors": (3, 3, 1, 25, None),
 }
 ALL = [(e, "discrete") for e in ENV_IDS] + [(e, "continuous") for e in CONTINUOUS_ENV_IDS]
 EACH = [(*task, quality) for task in ALL for quality in QUALITIES]
@@ -160,7 +161,7 @@ def test_same_seed_same_bits_and_other_seed_other_data(env_id, kind, tmp_path, m
 
 
 def test_other_kinds_policies_and_versions_have_files_of_their_own(tmp_path, monkeypatch):
-    wanted = [(SPREAD, "discrete", "medium"), (SPREAD, "discrete", "mix"), (CHEETAH, "continuous", "random")]
+    wanted = [(SPREAD, "discrete", "medium"), (GAME, "discrete", "mix"), (CHEETAH, "continuous", "random")]
 
     def new_files():
         """How many more files there are after each dataset was asked for."""
@@ -178,10 +179,9 @@ def test_other_kinds_policies_and_versions_have_files_of_their_own(tmp_path, mon
     for path in POLICY_DIR.glob("*.npz"):
         (tmp_path / "policies" / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(datasets, "POLICY_DIR", tmp_path / "policies")
-    for name, new in (("simple_spread-discrete-teams", [0, 1, 0]), ("simple_spread-discrete", [1, 1, 0])):
-        with (tmp_path / "policies" / f"{name}.npz").open("ab") as file:
-            file.write(b"more")
-        assert new_files() == new
+    with (tmp_path / "policies" / "simple_spread-discrete.npz").open("ab") as file:
+        file.write(b"more")
+    assert new_files() == [1, 0, 0]
 
 
 # ----------------------------------------------------------------------------- the rows are transitions
@@ -592,8 +592,8 @@ BAD_CALLS = [
     (("simple_tag", "medium", 100, -1), "seed -1", "negative"),
     ((CHEETAH, "medium", 29, 0, "{}/d", "continuous"), "size 29 is less", "of 30"),
     (("simple_tag", "{}", 100, 0, "{}/d", "continuous"), "is not an OMAR folder of simple_tag"),
-    ((SPREAD, "mix", 100, 0, "{}/d", "continuous"), "mixes of teams are of discrete actions: use spacql.py"),
-    (("two_doors", "mix", 100, 0, "{}/d", "continuous"), "unknown env-id 'two_doors'"),
+    ((SPREAD, "mix", 100, 0, "{}/d", "continuous"), "simple_spread has no teams to mix; two_doors has"),
+    ((GAME, "mix", 100, 0, "{}/d", "continuous"), "unknown env-id 'two_doors'"),
     (("simple_tag", "random", 100, 0, "{}/d", "continuous", "{}/none.pt"), "--prey: no file {}/none.pt"),
     ((SPREAD, "random", 100, 0, "{}/d", "continuous", None, "{}"), "no policy file {}/simple_spread-cont"),
 ]

@@ -3,7 +3,6 @@ against exact values."""
 
 import json
 import math
-import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,16 +15,15 @@ from hypothesis import strategies as st
 from mutants_data import TABLE
 
 import data.datasets as datasets
-from data import behaviour, mixes
-from data.datasets import describe, load_dataset, normalise
-from data.mixes import Mix, MixedTeams, load_teams, measure_dependence, parse_mix
+from data import mixes
+from data.datasets import describe, load_dataset
+from data.mixes import Mix, MixedTeams, measure_dependence, parse_mix
 from envs import two_doors
-from envs.particles import HORIZON, NUM_ACTIONS, Worlds
-from envs.shipped import load_policies, mlp, rollout
+from envs.particles import HORIZON, NUM_ACTIONS
 from utils.errors import InputError
 
-SPREAD, GAME = "simple_spread", two_doors.ENV_ID
-MIXES = st.builds(Mix, st.integers(1, 4), st.sampled_from(mixes.UNITS), st.floats(0, 1), st.floats(0, 1))
+GAME = two_doors.ENV_ID
+MIXES = st.builds(Mix, st.sampled_from(mixes.UNITS), st.floats(0, 1), st.floats(0, 1))
 
 
 def near(happened, probability):
@@ -38,38 +36,35 @@ def near(happened, probability):
 
 
 @repeatable
-@given(mix=MIXES, other=MIXES, order=st.permutations(["teams", "unit", "share", "noise"]))
-@example(Mix(2, "step", 0.1, 0.2), Mix(2, "step", 0.2, 0.1), ["noise", "teams", "unit", "share"])
-@example(Mix(2, "step", 0.333, 0.0), Mix(2, "step", 0.33300001, 0.0), ["teams", "unit", "share", "noise"])
+@given(mix=MIXES, other=MIXES, order=st.permutations(["unit", "share", "noise"]))
+@example(Mix("step", 0.1, 0.2), Mix("step", 0.2, 0.1), ["noise", "unit", "share"])
+@example(Mix("step", 0.333, 0.0), Mix("step", 0.33300001, 0.0), ["unit", "share", "noise"])
 def test_every_mix_has_a_text_in_any_order_and_one_name(mix, other, order):
     text = "mix:" + ",".join(f"{key}={getattr(mix, key)}" for key in order)
-    assert parse_mix(text, SPREAD) == mix
+    assert parse_mix(text, GAME) == mix
     assert all(letter.isalnum() or letter in "-+." for letter in mix.name)
     assert (mix.name == other.name) == (mix == other)
 
 
 def test_what_is_not_said_has_a_default():
-    default = Mix(3, "step", 0.5, 0.1)
-    for text in ("mix", "mix:", "mix:teams=3,unit=step,share=0.5,noise=0.1"):
-        assert parse_mix(text, SPREAD) == default
-    assert parse_mix("mix", GAME) == replace(default, teams=2)
-    assert parse_mix("mix:share=.25", SPREAD) == replace(default, share=0.25)
-    assert parse_mix("mix:share=-0,noise=1e-3", SPREAD).name == "mix-teams3-step-share0.0-noise0.001"
+    default = Mix("step", 0.5, 0.1)
+    for text in ("mix", "mix:", "mix:unit=step,share=0.5,noise=0.1"):
+        assert parse_mix(text, GAME) == default
+    assert parse_mix("mix:share=.25", GAME) == replace(default, share=0.25)
+    assert parse_mix("mix:share=-0,noise=1e-3", GAME).name == "mix-step-share0.0-noise0.001"
 
 
-KEYS = "mix: expected KEY=VALUE,... with keys teams, unit, share, noise, each once at most, not "
+KEYS = "mix: expected KEY=VALUE,... with keys unit, share, noise, each once at most, not "
 REFUSED = [
-    (SPREAD, "mix:teams=0", "mix: teams must be 1 to 4 for simple_spread, not '0'"),
-    (SPREAD, "mix:teams=٣", "mix: teams must be 1 to 4 for simple_spread, not '٣'"),
-    (GAME, "mix:teams=3", "mix: teams must be 1 to 2 for two_doors, not '3'"),
-    (SPREAD, "mix:unit=a\nb", r"mix: unit must be episode or step, not 'a\nb'"),
-    (SPREAD, "mix:share=nan", "mix: share must be a number from 0 to 1, not 'nan'"),
-    (SPREAD, "mix:share=1_0", "mix: share must be a number from 0 to 1, not '1_0'"),
-    (SPREAD, "mix:noise=２", "mix: noise must be a number from 0 to 1, not '２'"),
-    (SPREAD, "mix:shre=1", KEYS + "'shre=1'"),
-    (SPREAD, "mix:share=1,noise=0,share=1", KEYS + "'share=1,noise=0,share=1'"),
-    ("simple_tag", "mix", "simple_tag has no teams to mix; simple_spread and two_doors have"),
-    (GAME, "medium", "two_doors has no medium data: choose random or mix:teams=2"),
+    (GAME, "mix:unit=a\nb", r"mix: unit must be episode or step, not 'a\nb'"),
+    (GAME, "mix:share=nan", "mix: share must be a number from 0 to 1, not 'nan'"),
+    (GAME, "mix:share=1_0", "mix: share must be a number from 0 to 1, not '1_0'"),
+    (GAME, "mix:noise=２", "mix: noise must be a number from 0 to 1, not '２'"),
+    (GAME, "mix:shre=1", KEYS + "'shre=1'"),
+    (GAME, "mix:teams=2", KEYS + "'teams=2'"),
+    (GAME, "mix:share=1,noise=0,share=1", KEYS + "'share=1,noise=0,share=1'"),
+    ("simple_tag", "mix", "simple_tag has no teams to mix; two_doors has"),
+    (GAME, "medium", "two_doors has no medium data: choose random or mix:share=0.5,noise=0.1"),
 ]
 
 
@@ -83,26 +78,26 @@ def test_bad_mix_is_refused_in_one_line(env_id, text, words, tmp_path):
 @given(text=st.text(max_size=30))
 def test_any_text_is_a_mix_or_refused(text):
     try:
-        mix = parse_mix(f"mix:{text}", SPREAD)
+        mix = parse_mix(f"mix:{text}", GAME)
     except InputError as error:
         assert str(error).isprintable()
     else:
-        assert 1 <= mix.teams <= 4 and 0 <= mix.share <= 1 and 0 <= mix.noise <= 1
+        assert mix.unit in mixes.UNITS and 0 <= mix.share <= 1 and 0 <= mix.noise <= 1
 
 
 # ----------------------------------------------------------------------------------------- who acts as whom
 
 
-def play(mix, count=4000, steps=4, num=3):
-    """Actions [count, steps, num] of a mix whose team m always plays action m."""
-    fixed = [lambda obs, _, m=m: torch.full(obs.shape[:2], m) for m in range(mix.teams)]
+def play(mix, teams, count=4000, steps=4, num=3):
+    """Actions [count, steps, num] of a mix of so many teams; team m always plays action m."""
+    fixed = [lambda obs, _, m=m: torch.full(obs.shape[:2], m) for m in range(teams)]
     team, obs, draws = MixedTeams(mix, fixed), torch.zeros(count, num, 1), generator(0)
     return torch.stack([team(obs, draws) for _ in range(steps)], dim=1)
 
 
-@pytest.mark.parametrize(("teams", "share"), [(2, 0.0), (3, 0.3), (4, 0.5), (2, 1.0)])
+@pytest.mark.parametrize(("teams", "share"), [(1, 0.0), (2, 0.0), (3, 0.3), (4, 0.5), (2, 1.0)])
 def test_agents_share_a_team_as_often_as_the_dial_says_per_episode_or_per_step(teams, share):
-    kept, anew = (play(Mix(teams, unit, share, 0.0)) for unit in ("episode", "step"))
+    kept, anew = (play(Mix(unit, share, 0.0), teams) for unit in ("episode", "step"))
     assert (kept == kept[:, :1]).all(), "who acts as whom is kept for an episode"
     near(anew[:, 0, 0] == anew[:, 1, 0], 1 / teams)
     for drawn in (kept[:, 2], anew[:, 2]):
@@ -126,59 +121,39 @@ def exact_dependence(joint) -> float:
 def joint_of(mix, members):
     """What agents do, [rows, A, A, A], where team m's agent i plays by members[m, i, rows, A], with a team
     drawn at each step."""
-    members = (1 - mix.noise) * members[: mix.teams].double() + mix.noise / NUM_ACTIONS
-    together = torch.einsum("mra,mrb,mrc->rabc", *members.unbind(1)) / mix.teams
+    members = (1 - mix.noise) * members.double() + mix.noise / NUM_ACTIONS
+    together = torch.einsum("mra,mrb,mrc->rabc", *members.unbind(1)) / len(members)
     return mix.share * together + (1 - mix.share) * torch.einsum("ra,rb,rc->rabc", *members.mean(0))
 
 
-def policies_of_teams(obs):
-    """The shipped teams' action probabilities [M, N, rows, A] on observations [rows, N, O]."""
-    actors = [team.args[0] for team in load_teams(SPREAD)[0]]
-    return torch.stack([mlp(actor, obs.transpose(0, 1)).softmax(-1) for actor in actors])
-
-
-@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-def test_mixed_teams_act_as_the_dial_says_in_given_states(share):
-    """Joint and own actions in one state, often repeated: the agents' own distributions are the same at every
-    dial."""
-    mix = Mix(3, "step", share, 0.1)
-    obs = Worlds(SPREAD, 1, seed=5).reset()
-    actions = MixedTeams(mix, load_teams(SPREAD)[0])(obs.expand(20_000, -1, -1), generator(3))
-    joint = joint_of(mix, policies_of_teams(obs))[0]
+def check_plays(actions, mix, members):
+    """Joint actions [rows, 3] in one state are as often as the mix of members [M, N, 1, A] has them, and the
+    agents' own are the same at every dial."""
+    joint, own = (joint_of(dial, members)[0] for dial in (mix, replace(mix, share=0.0)))
     codes = (actions * torch.tensor([25, 5, 1])).sum(1)
     for code, probability in enumerate(joint.flatten().tolist()):
         near(codes == code, probability)
-    own = joint_of(replace(mix, share=0.0), policies_of_teams(obs))[0]
-    for axes in ([1, 2], [0, 2], [0, 1]):
+    for agent, axes in enumerate(([1, 2], [0, 2], [0, 1])):
         torch.testing.assert_close(joint.sum(axes), own.sum(axes))
+        for action, probability in enumerate(own.sum(axes).tolist()):
+            near(actions[:, agent] == action, probability)
 
 
-def test_teams_have_conventions_of_their_own():
-    """The first three cover the landmarks differently, and all four are as good as the shipped expert."""
-    teams, known = load_teams(SPREAD)
-    expert = load_policies(SPREAD).facts
-    seeds = [team["training"]["seed"] for team in known]
-    assert seeds[0] == 1 and len(set(seeds)) == len(teams) == 4
-    ends = []
-    for team in teams:
-        log = rollout(Worlds(SPREAD, 300, seed=7), team, generator(1))
-        score = normalise(float(log["rewards"].mean(-1).sum(1).mean()), expert)
-        assert abs(score - 104) < 4, "the paper's expert"
-        ends.append(log["observations"][:, -1, :, 4:10].unflatten(-1, (3, 2)).norm(dim=-1).argmin(-1))
-    for i, j in ((0, 1), (0, 2), (1, 2)):
-        assert (ends[i] == ends[j]).all(1).float().mean() < 0.1
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_mixed_teams_act_as_the_dial_says(share):
+    """In either of two states, that agents see, by three teams whose members draw actions from distributions
+    of their own."""
+    mix, members = Mix("step", share, 0.1), torch.rand((3, 3, 2, NUM_ACTIONS), generator=generator(5)) ** 4
+    members /= members.sum(-1, keepdim=True)  # [M, N, states, A]
 
+    def team(own):
+        seen = lambda obs: own[torch.arange(3), obs[..., 0].long()].flatten(0, 1)  # noqa: E731
+        return lambda obs, draws: seen(obs).multinomial(1, generator=draws).view(-1, 3)
 
-def test_training_writes_teams_that_load(tmp_path, monkeypatch):
-    small = lambda env_id: behaviour.Args(env_id, iterations=2, num_worlds=8, score_episodes=50)  # noqa: E731
-    monkeypatch.setattr(mixes, "default_args", small)
-    mixes.main(["--seeds", "5", "6", "7", "--out", str(tmp_path)])
-    assert os.listdir(tmp_path) == ["simple_spread-discrete-teams.npz"]
-    teams, known = load_teams(SPREAD, tmp_path)
-    assert [team["training"]["seed"] for team in known] == [1, 5, 6, 7]
-    obs = Worlds(SPREAD, 30).reset()
-    assert len({team(obs, generator(0)).numpy().tobytes() for team in teams}) == 4
-    assert "--seeds" in one_line(lambda: mixes.main(["--seeds", "1", "2", "--out", str(tmp_path)]))
+    state, mixed = torch.arange(40_000) % 2, MixedTeams(mix, [team(own) for own in members])
+    actions = mixed(state.view(-1, 1, 1).expand(-1, 3, 1), generator(3))
+    for s in (0, 1):
+        check_plays(actions[state == s], mix, members[:, :, s : s + 1])
 
 
 # ------------------------------------------------------------------------------------------------- dependence
@@ -281,26 +256,16 @@ def test_few_episodes_tell_nothing():
     assert measure_dependence(coin(1.0, count=8))["dependence_error"] < math.inf
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_measured_dependence_of_mixed_walkers_is_the_exact_one(share, tmp_path):
+def test_the_dial_moves_the_dependence_of_walkers_and_nothing_else(tmp_path):
     """In every state of the game the exact value is that of two teams that play -x and +x, with noise."""
-    dataset = load_dataset(GAME, f"mix:share={share}", 15_000, 0, tmp_path)
+    measured = []
     members = torch.eye(NUM_ACTIONS)[[two_doors.LEFT, two_doors.RIGHT]][:, None, None].expand(-1, 3, 1, -1)
-    agrees(dataset.facts, exact_dependence(joint_of(Mix(2, "step", share, 0.1), members)))
-
-
-def test_the_dial_moves_the_dependence_of_expert_teams(tmp_path):
-    """On spread the exact value, from the teams' own probabilities, is not reached, but is not exceeded
-    either."""
-    measured, exact = [], []
-    for share in (0, 0.5, 1):
-        dataset = load_dataset(SPREAD, f"mix:share={share}", 20_000, 0, tmp_path)
+    for share in (0.0, 0.5, 1.0):
+        dataset, mix = load_dataset(GAME, f"mix:share={share}", 20_000, 0, tmp_path), Mix("step", share, 0.1)
+        check_plays(dataset.actions.flatten(0, 1), mix, members)
+        agrees(dataset.facts, exact_dependence(joint_of(mix, members)))
         measured.append(dataset.facts["dependence"])
-        states = dataset.observations[:200, :-1].flatten(0, 1)
-        exact.append(exact_dependence(joint_of(Mix(3, "step", share, 0.1), policies_of_teams(states))))
-    assert exact[0] == pytest.approx(0, abs=1e-6) and 0.05 < exact[1] < 0.4 * exact[2]
-    assert measured[0] < 0.01 and measured[0] <= measured[1] < exact[1]
-    assert measured[1] + 0.02 < measured[2] < exact[2]
+    assert measured[0] < 0.01 and measured[0] + 0.05 < measured[1] < 0.4 * measured[2]
 
 
 # ------------------------------------------------------------------------------------------- files of mixes
@@ -311,16 +276,19 @@ def test_mix_is_cached_under_a_name_of_its_own(tmp_path, monkeypatch):
     spellings = ["mix:share=0.5,unit=episode", "mix:unit=episode,noise=1e-1"]
     first, again = (load_dataset(GAME, text, 2500, 3, tmp_path) for text in spellings)
     (path,) = tmp_path.iterdir()
-    assert path.name.startswith("two_doors-discrete-mix-teams2-episode-share0.5-noise0.1-2500-seed3-")
-    assert torch.equal(first.actions, again.actions) and first.facts == again.facts
+    assert path.name.startswith("two_doors-discrete-mix-episode-share0.5-noise0.1-2500-seed3-")
+    path.unlink()
+    anew, other = (load_dataset(GAME, spellings[0], 2500, seed, tmp_path) for seed in (3, 4))
+    assert first.facts == again.facts == anew.facts and torch.equal(first.actions, anew.actions)
+    assert not torch.equal(first.actions, other.actions)
     facts = first.facts
-    assert (facts["quality"], facts["dataset"]) == ("mix", "mix-teams2-episode-share0.5-noise0.1")
-    assert json.loads(facts["behaviour"]) == {"teams": [{"walks": "left"}, {"walks": "right"}]}
+    assert (facts["quality"], facts["dataset"]) == ("mix", "mix-episode-share0.5-noise0.1")
+    assert json.loads(facts["behaviour"]) == {}
     scores = two_doors.random_score(), two_doors.optimal_score()
     assert (facts["random_score"], facts["expert_score"]) == scores
     load_dataset(GAME, "mix:share=0.6,unit=episode", 2500, 3, tmp_path)
     assert abs(load_dataset(GAME, "random", 2500, 3, tmp_path).facts["data_score"]) < 2
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_every_chunk_draws_its_teams_anew(tmp_path, monkeypatch):
