@@ -1,6 +1,7 @@
 """results/tables.md and the figures: scores, verdicts on the paper's claims, and what is missing, from the
 CSV files in results/csv alone. `python -m experiments.report` writes them anew."""
 
+import math
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments import plan
-from experiments.claims import CLAIMS, FAILS, FEWEST, HOLDS, WORDS, difference, find, iqm_interval
+from experiments.claims import CLAIMS, FAILS, FEWEST, HOLDS, OPEN, WORDS, difference, find, iqm_interval
 from experiments.plan import KEYS, METHODS, QUALITIES, Cell, missing_jobs, planned_cells
 from utils.errors import InputError
 from utils.files import TOP, atomic, run_script, say
@@ -56,8 +57,8 @@ scores the one of five seeds, called 95%, has the truth in 90% of cases, that of
 RULE = f"""A comparison is a difference of interquartile means. It **holds** if its whole interval lies
 above 0, **does not hold** if the whole interval lies below 0, and otherwise, or with fewer than
 {FEWEST} seeds, **cannot be told**. Shown is the rival that the method is least above, or, of several
-methods, the one for which that is most. A claim holds if it does on all datasets, and does not if it does
-not on one; the mean is over the datasets where both have enough seeds. Nothing is corrected for the number
+methods, the one for which that is most. A claim holds if it does on all datasets that were run with enough
+seeds, and does not if it does not on one; the mean is over these. Nothing is corrected for the number
 of comparisons; where two methods do not differ at all, an interval misses 0 in 6% of comparisons of five
 seeds with five (normal scores)."""
 PENALTY_GRIDS = {"penalty": "discrete", "penalty-continuous": "continuous"}
@@ -162,21 +163,23 @@ def penalty_section(runs: pd.DataFrame) -> str:
 
 
 def claims_section(scores: dict) -> str:
-    """All verdicts at a glance, and what they rest on."""
+    """All verdicts at a glance, and what they rest on: the datasets with enough seeds to compare."""
     overview, details = [], []
     for claim in CLAIMS:
         row, rows = {"claim": claim.text}, []
         for actions in ("discrete", "continuous"):
             places = [(*task, q) for task in DATA_SCORES if task[0] == actions for q in claim.qualities]
-            found = [find(claim, scores, [place]) for place in places]
-            verdicts = [verdict for verdict, *_ in found]
-            counts = f"on {verdicts.count(HOLDS)} of {len(places)} datasets, on {verdicts.count(FAILS)} not"
-            row[actions] = f"**{WORDS[min(verdicts)]}**: {counts}; mean: {find(claim, scores, places)[2]}"
-            for (_, env_id, quality), (verdict, _, said) in zip(places, found, strict=True):
+            found = {place: find(claim, scores, [place]) for place in places}
+            found = {place: what for place, what in found.items() if what[1] > -math.inf}
+            verdicts = [verdict for verdict, *_ in found.values()]
+            counts = f"on {verdicts.count(HOLDS)} of {len(found)} datasets, on {verdicts.count(FAILS)} not"
+            said = f"**{WORDS[min(verdicts, default=OPEN)]}**: {counts}"
+            row[actions] = said + f"; mean: {find(claim, scores, list(found))[2]}" if found else "not run"
+            for (_, env_id, quality), (verdict, _, said) in found.items():
                 place = dict(actions=actions, task=env_id, data=quality)
                 rows.append(place | dict(verdict=WORDS[verdict], difference=said))
         overview.append(row)
-        details.append(f"**{claim.text}**\n\n{markdown(rows)}")
+        details += [f"**{claim.text}**\n\n{markdown(rows)}"] if rows else []
     return "\n\n".join([RULE, markdown(overview), *details])
 
 
