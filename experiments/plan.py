@@ -18,6 +18,7 @@ SCRIPTS = {
     "penalty": "spacql.py",  # CFCQL's and MACQL's at several alphas
     "penalty-continuous": "spacql_continuous.py",
     "continuous": "spacql_continuous.py",
+    "size": "spacql_continuous.py",  # more and fewer transitions
     "discrete": "spacql.py",
     "narrow": "spacql.py",  # other actors, for expert and medium data
     "crowd": "spacql.py",  # six agents
@@ -42,6 +43,8 @@ FLAGS = {
     "clone-vs-policy": "--clone-weight 1 --actor-others policy",
 }
 FLAGS |= {method: f"{FLAGS[name]} --cql-alpha {alpha}" for method, (name, alpha) in SWEPT.items()}
+SIZED = {f"{name}-{size}": (name, size) for size in (16_000, 250_000, 1_000_000) for name in TWO_CRITICS}
+FLAGS |= {method: f"{FLAGS[name]} --dataset-size {size}" for method, (name, size) in SIZED.items()}
 # The original recipe, minus one of its parts; then all of them, and what of it can be put back.
 OURS = (
     "--norm-states data --no-affine --no-small-last-layer --no-first-critic --no-first-batch --no-terminal"
@@ -190,6 +193,7 @@ PLAN = (  # in the order in which they run: the most telling first
     *(block("continuous", task, RANDOM, TWO_CRITICS, **size) for task, size in EXACT),
     block("continuous", PARTICLES, REPLAY, (*MAIN, "icql-qs-2"), **DEFAULT_SIZE),
     *(block("continuous", task, RANDOM, TEN_CRITICS, **size, num_seeds=3) for task, size in EXACT),
+    block("size", TAG, REPLAY, SIZED, **DEFAULT_SIZE, num_seeds=3),
     block("discrete", PARTICLES, REPLAY, MAIN, **DEFAULT_SIZE),
     block("discrete", PREY, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
     block("narrow", PREY, NARROW, NARROW_METHODS, **DEFAULT_SIZE, num_seeds=3),

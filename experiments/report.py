@@ -33,13 +33,14 @@ PUBLISHED = {  # mean scores of five seeds on OMAR's data
 }
 TABLES = {  # by grid: title and columns
     "continuous": ("Forces and torques (`spacql_continuous.py`)", METHODS),
+    "size": ("Medium-replay data of other sizes (`spacql_continuous.py`)", tuple(plan.SIZED)),
     "discrete": ("Discrete actions (`spacql.py`)", METHODS),
     "narrow": ("Other actors, for narrow data (`spacql.py`)", ("spacql", *plan.NARROW_METHODS, "bc")),
     "crowd": ("Six agents, near-expert data (`spacql.py`)", plan.TEN_CRITICS),
     "coordination": ("Teams that act together (`spacql.py`)", (*plan.TEN_CRITICS, *plan.VS_POLICY)),
 }
 # Grids with the same actions share their rows: no method has two meanings. Other grids are of no account.
-ACTIONS = {grid: "continuous" if "continuous" in grid else "discrete" for grid in TABLES}
+ACTIONS = {grid: "continuous" if "continuous" in plan.SCRIPTS[grid] else "discrete" for grid in TABLES}
 INTRODUCTION = f"""# Results
 
 Written by `python -m experiments.report` from [csv/runs.csv](csv/runs.csv), which has every run's

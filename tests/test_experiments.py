@@ -24,7 +24,7 @@ import spacql
 import spacql_continuous
 from experiments import bc, claims, original_recipe, plan, report, run
 from experiments.claims import FAILS, HOLDS, OPEN, Claim, Estimate
-from experiments.plan import KEYS, MAIN, PLAN, RECIPES, SCRIPTS, SWEPT, TEN_CRITICS, Job, planned_cells
+from experiments.plan import KEYS, MAIN, PLAN, RECIPES, SCRIPTS, SIZED, SWEPT, TEN_CRITICS, Job, planned_cells
 from utils import runs as run_folders
 from utils.files import parse
 
@@ -161,6 +161,9 @@ MEANINGS = {  # what methods' names mean, as flags of a training script
 for method in SWEPT:
     name, alpha = method.split("-")
     MEANINGS[method] = MEANINGS[name] | dict(cql_alpha=float(alpha))
+for method in SIZED:
+    name, size = method.rsplit("-", 1)
+    MEANINGS[method] = MEANINGS[name] | dict(dataset_size=int(size))
 for backup in TEN_CRITICS:
     MEANINGS[backup] = dict(backup=backup)
     MEANINGS[f"{backup}-vs-policy"] = dict(backup=backup, actor_others="policy")
