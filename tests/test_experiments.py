@@ -217,7 +217,7 @@ def test_quick_covers_every_block():
         cells[i][:4]
         for cells in PLAN
         for i in (0, -1)
-        if "--prey" not in cells[i].flags and cells[i].grid != "crowd"
+        if "--prey" not in cells[i].flags and cells[i].grid not in plan.OWN_DATA
     }
 
 
