@@ -208,19 +208,11 @@ PLAN = (  # in the order in which they run: the most telling first
     ),
     block("continuous", CHEETAH, ("medium",), ("cfcql",), 500, num_seeds=1, flags=REDUCED),
 )
-OWN_DATA = ("crowd", "size")  # grids whose data --quick cannot make smaller
-QUICK = dict(rounds=4, batch_size=32, num_seeds=3)  # three seeds are the fewest that have intervals
-QUICK_FLAGS = "--eval-every 2 --eval-episodes 4 --dataset-size 5000"
 
 
-def planned_cells(quick: bool = False) -> list[Cell]:
-    """All cells in the order in which they run. quick: two or three of every block, each of a few seconds."""
-    if not quick:
-        return [cell for cells in PLAN for cell in cells]
-    shipped = [cells for cells in PLAN if "--prey" not in cells[0].flags and cells[0].grid not in OWN_DATA]
-    chosen = [cells[i] for cells in shipped for i in (0, -1)]
-    small = [cell._replace(**QUICK, flags=f"{cell.flags} {QUICK_FLAGS}".strip()) for cell in chosen]
-    return list({cell[:6]: cell for cell in small}.values())
+def planned_cells() -> list[Cell]:
+    """All cells in the order in which they run."""
+    return [cell for cells in PLAN for cell in cells]
 
 
 def missing_jobs(cells: list[Cell], done: set[tuple]) -> list[Job]:

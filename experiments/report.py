@@ -233,18 +233,15 @@ def draw_weights(path: Path, cells: list[Cell], curves: pd.DataFrame) -> None:
 def draw_penalties(path: Path, runs: pd.DataFrame) -> None:
     """Scores of CFCQL's and MACQL's penalty over its strength, in which a factor of N is between them."""
     runs = runs[(runs["grid"] == "penalty") & runs["seed"].isin(plan.CHOOSING)]
-    panels = list(runs.groupby(["env_id", "dataset"], sort=False))
     fig = Figure(figsize=(13, 3.2), layout="constrained")
-    axes = fig.subplots(1, max(len(panels), 1), squeeze=False)[0]
-    for ax, (place, rows) in zip(axes, panels, strict=False):
+    for i, (place, rows) in enumerate(runs.groupby(["env_id", "dataset"], sort=False)):
+        ax = fig.add_subplot(1, 4, i + 1, title=" ".join(place), xlabel="strength: alpha, CFCQL's by N = 3")
         for name, factor in (("cfcql", 1 / 3), ("macql", 1)):
-            alphas = rows["method"].map({m: a * factor for m, (n, a) in plan.SWEPT.items() if n == name})
-            scores = rows["score"].groupby(alphas)
+            strength = rows["method"].map({m: a * factor for m, (n, a) in plan.SWEPT.items() if n == name})
+            scores = rows["score"].groupby(strength)
             ax.semilogx(scores.mean(), "o-", label=name)
             ax.fill_between(scores.mean().index, scores.min(), scores.max(), alpha=0.2, lw=0)
-        ax.set(title=" ".join(place), xlabel="strength: alpha, CFCQL's by N = 3")
-    axes[0].set_ylabel("normalised last score")
-    axes[0].legend()
+        ax.legend()
     with atomic(path) as partial:
         fig.savefig(partial, dpi=110)
 

@@ -1,7 +1,6 @@
 """Runs the experiments of experiments/plan.py and collects what they leave.
 
     python -m experiments.run                     # all that results/csv lacks, two cells at a time; tables
-    python -m experiments.run --quick             # a little of everything, into results/quick: minutes
     python -m experiments.run --dry-run           # one command per line, for any scheduler
     python -m experiments.run --jobs 0            # only collects what a scheduler has run
 
@@ -43,8 +42,6 @@ CURVE_COLUMNS = [*KEYS, *"seed round score k_eff w1 w2 w3 u1 u2 u3 q_data".split
 class Args:
     """What to run. By default: what is missing, then tables and figures."""
 
-    quick: bool = False
-    """a few tiny cells of every grid, into results/quick and runs/quick"""
     dry_run: bool = False
     """print a command for every cell that is missing, the most telling first, and stop"""
     cell: str | None = None
@@ -166,9 +163,7 @@ def write_tables(tables: list[pd.DataFrame], out: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(Args, argv, description="\n".join(__doc__.splitlines()[:3]))
-    cells = planned_cells(args.quick)
-    runs = TOP / "runs" / ("quick" if args.quick else "results")
-    out = TOP / "results" / ("quick" if args.quick else "")
+    cells, runs, out = planned_cells(), TOP / "runs/results", TOP / "results"
     if args.cell:
         job = job_named(args.cell, cells)
         wrong = None if (runs / job.name / RECORD).is_file() else run_job(job, runs)
@@ -180,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     jobs = missing_jobs(cells, set(places(tables[0]))) if args.jobs > 0 else []
     if args.dry_run:
         for job in jobs:
-            print(f"OMP_NUM_THREADS=1 python -m experiments.run --cell {job.name}" + " --quick" * args.quick)
+            print(f"OMP_NUM_THREADS=1 python -m experiments.run --cell {job.name}")
         return
     write_tables(tables, out)
     failures = []

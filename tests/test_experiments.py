@@ -24,11 +24,11 @@ import spacql
 import spacql_continuous
 from experiments import bc, claims, original_recipe, plan, report, run
 from experiments.claims import FAILS, HOLDS, OPEN, Claim, Estimate
-from experiments.plan import KEYS, MAIN, PLAN, RECIPES, SCRIPTS, SIZED, SWEPT, TEN_CRITICS, Job, planned_cells
+from experiments.plan import KEYS, MAIN, RECIPES, SCRIPTS, SIZED, SWEPT, TEN_CRITICS, Job, planned_cells
 from utils import runs as run_folders
 from utils.files import parse
 
-EVERYTHING, QUICK = planned_cells(), planned_cells(True)
+EVERYTHING = planned_cells()
 RANDOM = ("simple_spread", "random")
 CHECKS = {}  # by name: (check, the right function)
 
@@ -145,9 +145,8 @@ def one_method_must_be_above_all_rivals(find):
 
 @check_of(lambda cell: Job(cell, 0, 5).name)
 def names_are_safe_and_tell_cells_apart(name_of):
-    for cells in (EVERYTHING, QUICK):
-        names = {name_of(cell) for cell in cells}
-        assert len(names) == len(cells) and all(re.fullmatch(r"[\w.-]{10,120}", name) for name in names)
+    names = {name_of(cell) for cell in EVERYTHING}
+    assert len(names) == len(EVERYTHING) and all(re.fullmatch(r"[\w.-]{10,120}", name) for name in names)
 
 
 MEANINGS = {  # what methods' names mean, as flags of a training script
@@ -177,7 +176,7 @@ for backup, recipe in itertools.product(("joint", "icql-qs", "spacql"), RECIPES)
 @check_of(Job.command)
 def commands_say_what_cells_mean(command):
     """The scripts take every command, and it sets what cell, method and block say, nothing else."""
-    for cell in {(cell.grid, cell.method, cell.flags): cell for cell in EVERYTHING + QUICK}.values():
+    for cell in {(cell.grid, cell.method, cell.flags): cell for cell in EVERYTHING}.values():
         environment, python, *words = shlex.split(command(Job(cell, 3, 2)))
         assert (environment, python) == ("OMP_NUM_THREADS=1", "python")
         expected = dict(env_id=cell.env_id, dataset=cell.dataset, rounds=cell.rounds, seed=3, num_seeds=2)
@@ -208,17 +207,6 @@ def missing_seeds_are_trained_side_by_side(missing):
     for seeds, jobs in wanted.items():
         done = {(*cell[:6], seed) for seed in seeds} | {(*other[:6], seed) for seed in range(5)}
         assert [(job.first, job.count) for job in missing([cell], done)] == jobs
-
-
-def test_quick_covers_every_block():
-    """The first and the last cell of each block, tiny, but of blocks that need files of their own."""
-    assert {(cell.rounds, cell.batch_size, cell.num_seeds) for cell in QUICK} == {(4, 32, 3)}
-    assert {cell[:4] for cell in QUICK} == {
-        cells[i][:4]
-        for cells in PLAN
-        for i in (0, -1)
-        if "--prey" not in cells[i].flags and cells[i].grid not in plan.OWN_DATA
-    }
 
 
 # ------ what is kept
@@ -421,7 +409,7 @@ def test_bad_flags(flags, words, tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
-def test_quick_cells_end_to_end(tmp_path, data_dir, monkeypatch, quickly):
+def test_tiny_cells_end_to_end(tmp_path, data_dir, monkeypatch, quickly):
     """A tiny cell of every script, in this process: what it prints is what gets into the tables."""
     wanted = [(grid, method) for grid in ("discrete", "continuous") for method in ("spacql", "bc")]
     cells = [next(cell for cell in EVERYTHING if (cell.grid, cell.method) == one) for one in wanted]
@@ -439,18 +427,18 @@ def test_quick_cells_end_to_end(tmp_path, data_dir, monkeypatch, quickly):
         printed[summary["folder"].split("/")[-1]] = summary
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(plan, "PLAN", tuple([cell] for cell in cells))
-    monkeypatch.setattr(plan, "QUICK_FLAGS", flags)
+    tiny = dict(rounds=4, batch_size=32, num_seeds=3, flags=flags)
+    monkeypatch.setattr(plan, "PLAN", ([cell._replace(**tiny) for cell in cells],))
     monkeypatch.setattr(run, "current_commit", lambda: "abc1234")
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=in_process, DEVNULL=None))
     monkeypatch.setattr(run_folders, "plot_history", lambda path, *_: path.touch())
     few = {task: scores for task, scores in report.DATA_SCORES.items() if task[1] == "simple_spread"}
     monkeypatch.setattr(report, "DATA_SCORES", few)  # drawing takes seconds
-    main(tmp_path, monkeypatch, "--quick", "--jobs", "1")
-    out = tmp_path / "results/quick"
+    main(tmp_path, monkeypatch, "--jobs", "1")
+    out = tmp_path / "results"
     rows, curves = (report.read_csv(out / name) for name in (report.RUNS_CSV, report.CURVES_CSV))
     assert len(printed) == 4 and len(rows) == 12 and len(curves) == 24
-    for cell in planned_cells(True):
+    for cell in planned_cells():
         summary = printed[Job(cell, 0, 3).name]
         own = rows[[key == cell[:6] for key in rows[KEYS].itertuples(index=False, name=None)]]
         assert own["seed"].tolist() == [0, 1, 2] and own["score"].tolist() == summary["scores"]
