@@ -11,7 +11,6 @@ import math
 import os
 import platform
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ import spacql_continuous
 from data.datasets import Dataset, write_dataset
 from envs import make_env
 from envs.shipped import rollout
-from utils.files import TOP, atomic, current_commit, parse, run_script, say
+from utils.files import TOP, atomic, current_commit, run_script, say
 
 DEFAULT = dict(num_seeds=1, num_critics=10, agents=3, batch_size=256, penalty_agents=1)
 CASES = [{}, dict(batch_size=1024), dict(batch_size=1024, penalty_agents=3)]  # the last is the paper's size
@@ -31,6 +30,7 @@ CASES += [dict(num_critics=2), dict(num_critics=5), dict(num_critics=20), dict(a
 CASES += [dict(num_seeds=2), dict(num_seeds=5), dict(num_seeds=10), dict(batch_size=4096)]
 EVERY, TIMES = 10, 4  # rounds from one evaluation to the next, and how many of these
 EPISODES = 400  # of data
+OUT = TOP / "results/benchmark.md"
 REPORT = """# Benchmark
 
 Written by `python -m experiments.benchmark`: {facts}.
@@ -40,13 +40,6 @@ differs.
 
 {table}
 """
-
-
-@dataclass(frozen=True)
-class Args:
-    """Measure the scripts' speed."""
-
-    out: Path = TOP / "results" / "benchmark.md"  # the report
 
 
 def measure(script, folder, agents, **sizes):
@@ -63,9 +56,8 @@ def measure(script, folder, agents, **sizes):
     return 1000 * float(np.diff(seconds).min()) / EVERY
 
 
-def main(argv=None):
+def main():
     """Measure every script and case, and write the report."""
-    args = parse(Args, argv, description="\n".join(__doc__.splitlines()[:1]))
     rows, default = [], {}
     for script, sizes in itertools.product((spacql, spacql_continuous), CASES):
         with tempfile.TemporaryDirectory() as folder:
@@ -81,8 +73,8 @@ def main(argv=None):
     table = pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True)
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
     facts = f"{platform.machine()}, {threads}, torch {torch.__version__}, commit {current_commit()}"
-    with atomic(args.out) as partial_path:
-        partial_path.write_text(REPORT.format(facts=facts, table=table))
+    with atomic(OUT) as partial:
+        partial.write_text(REPORT.format(facts=facts, table=table))
 
 
 if __name__ == "__main__":

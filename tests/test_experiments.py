@@ -155,7 +155,6 @@ MEANINGS = {  # what methods' names mean, as flags of a training script
     "macql": dict(backup="joint", num_critics=2, penalty="macql"),
     "icql-qs-2": dict(backup="icql-qs", num_critics=2),
     "clone": dict(clone_weight=1.0),
-    "clone-vs-policy": dict(clone_weight=1.0, actor_others="policy"),
 }
 for method in SWEPT:
     name, alpha = method.split("-")

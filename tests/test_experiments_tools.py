@@ -333,7 +333,8 @@ def test_the_benchmark_has_every_row(monkeypatch):
     monkeypatch.setattr(benchmark, "DEFAULT", benchmark.DEFAULT | dict(num_critics=3, batch_size=32))
     monkeypatch.setattr(benchmark, "CASES", [{}, dict(batch_size=640), dict(agents=4)])
     monkeypatch.setattr(benchmark, "EVERY", 2)
-    benchmark.main("--out b.md".split())
+    monkeypatch.setattr(benchmark, "OUT", Path("b.md"))
+    benchmark.main()
     lines = [line.split("|")[1:-1] for line in Path("b.md").read_text().splitlines() if "|" in line]
     rows = [[cell.strip() for cell in line] for line in lines[2:]]
     cases = ("default", "batch_size 640", "agents 4")
