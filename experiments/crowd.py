@@ -1,8 +1,7 @@
 """Near-expert data of more agents: python -m experiments.crowd writes datasets/crowd-2500.h5 and
 datasets/crowd-25000.h5 (transitions), which spacql.py takes.
 
-Six agents of simple_spread go to a landmark each, always the same one, and a tenth of their moves is uniform.
-0 is random play, 100 the same team without those.
+Six agents of simple_spread go to a landmark each; a tenth of their moves is uniform, and without these is 100.
 """
 
 import torch

@@ -1,5 +1,4 @@
-"""Which experiments there are. PLAN is the whole plan, in the order in which it runs, FLAGS what each method
-means.
+"""Which experiments there are: PLAN, in the order in which they run, and FLAGS, what each method means.
 
 A cell is a task, a dataset, a method and a size; a job is one command that trains some seeds of a cell side
 by side. To add experiments, add a block of cells, and its methods to FLAGS; a new grid also needs a script.
