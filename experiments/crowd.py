@@ -1,7 +1,7 @@
 """Near-expert data of more agents: python -m experiments.crowd writes datasets/crowd-2500.h5 and
 datasets/crowd-25000.h5 (transitions), which spacql.py takes.
 
-Six agents of simple_spread go to a landmark each; a tenth of their moves is uniform, and without these is 100.
+Six agents of simple_spread go to a landmark each; a tenth of their moves is uniform. Without these: 100.
 """
 
 import torch
