@@ -205,24 +205,22 @@ def tables(cells: list[Cell], runs: pd.DataFrame) -> str:
 
 
 def draw_weights(path: Path, cells: list[Cell], curves: pd.DataFrame) -> None:
-    """SPaCQL's weights over training by task and quality: mean over seeds and their range."""
-    panels, columns = [task for task in DATA_SCORES if task[1] not in plan.CHEETAH], ["w1", "w2", "w3"]
-    fig = Figure(figsize=(13, 3.2 * len(panels)), layout="constrained")
-    axes = fig.subplots(len(panels), len(QUALITIES), sharey=True, squeeze=False)
-    rows = main_rows(cells, curves)
-    for row, (actions, env_id) in zip(axes, panels, strict=True):
-        row[0].set_ylabel(actions)
-        for ax, quality in zip(row, QUALITIES, strict=True):
-            points = rows.get((actions, env_id, quality, "spacql"), curves[:0])
-            ax.set(title=f"{env_id} {quality}" + ": not run" * points.empty, xlabel="round")
-            if points.empty:
-                ax.axis("off")
-            of_rounds = points.groupby("round")[columns]
-            mean, low, high = of_rounds.mean(), of_rounds.min(), of_rounds.max()
-            ax.plot(mean, label=columns)
-            for column in columns:
-                ax.fill_between(mean.index, low[column], high[column], alpha=0.2, lw=0)
-    fig.legend(handles=axes[0][0].lines, loc="outside lower center", ncols=len(columns))
+    """SPaCQL's weights over training where it was run: mean over seeds and their range."""
+    rows, columns = main_rows(cells, curves), ["w1", "w2", "w3"]
+    places = [(*task, quality, "spacql") for task in DATA_SCORES for quality in QUALITIES]
+    shown = {place: rows[place] for place in places if len(rows.get(place, ()))}
+    fig = Figure(figsize=(13, 0.6 + 3.2 * math.ceil(len(shown) / 4)), layout="constrained")
+    first = None
+    for i, (place, points) in enumerate(shown.items()):
+        ax = first = fig.add_subplot(math.ceil(len(shown) / 4), 4, i + 1, sharey=first)
+        ax.set_title(" ".join(place[:3]), fontsize=9)
+        ax.set_xlabel("round")
+        of_rounds = points.groupby("round")[columns]
+        mean, low, high = of_rounds.mean(), of_rounds.min(), of_rounds.max()
+        ax.plot(mean, label=columns)
+        for column in columns:
+            ax.fill_between(mean.index, low[column], high[column], alpha=0.2, lw=0)
+        ax.legend(fontsize=8, loc="lower left")
     fig.suptitle("Replacement weights of SPaCQL over training (mean and range over seeds)")
     with atomic(path) as partial:
         fig.savefig(partial, dpi=110)
