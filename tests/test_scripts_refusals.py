@@ -33,7 +33,7 @@ def ended(script, argv):
     out, err = StringIO(), StringIO()
     with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
         run_script(script.name, partial(script.module.main, argv))
-    bars = ("round/s", "episode/s", ", mean score ")
+    bars = ("round/s", "s/round", "episode/s", "s/episode", ", mean score ")
     lines = [line for line in err.getvalue().splitlines() if line and not any(bar in line for bar in bars)]
     assert (stop.value.code, out.getvalue(), len(lines)) == (2, "", 1), lines
     assert lines[0].isprintable() and len(lines[0]) < 1000
