@@ -122,7 +122,7 @@ def measure_dependence(dataset, seed: int = 0) -> dict[str, float]:
         p(a | s) = sum_l w_l(s) prod_i p_l,i(a_i | s),
     such as which team acts. (Two free networks learn less from as many transitions.)
 
-    The shipped qualities measure at most 0.006. But what the model has not learnt of the state can pass for
+    The shipped qualities measure at most 0.003. But what the model has not learnt of the state can pass for
     dependence where agents act alike: agents that all play one sharp function of the state measure more than
     0, and the more so the fewer episodes there are.
     """

@@ -135,17 +135,16 @@ def penalty_section(runs: pd.DataFrame) -> str:
     """CFCQL's and MACQL's penalty over alpha, at matched strength, and at each one's best alpha on seeds
     that did not choose it."""
     runs = runs[runs["grid"].isin(PENALTY_GRIDS)]
-    penalty = runs["method"].str.extract(r"(?P<penalty>.*)-(?P<alpha>.*)").astype({"alpha": float})
-    runs = runs.join(penalty)
-    keys = ["grid", "env_id", "dataset", "penalty", "alpha"]
+    names = runs["method"].map(plan.SWEPT)
+    runs = runs.assign(actions=runs["grid"].map(PENALTY_GRIDS), penalty=names.str[0], alpha=names.str[1])
+    keys = ["actions", "env_id", "dataset", "penalty", "alpha"]
     tried = runs[runs["seed"].isin(plan.CHOOSING)].groupby(keys)["score"].agg(list)
     fresh = runs[~runs["seed"].isin(plan.CHOOSING)].groupby(keys)["score"].agg(list)
     rows = []
     for place, scores in tried.groupby(keys[:4], sort=False):
         means = scores.droplevel(keys[:4]).map(np.mean)
-        row = dict(
-            zip(("actions", "task", "data", "penalty"), (PENALTY_GRIDS[place[0]], *place[1:]), strict=True)
-        )
+        row = dict(zip(("actions", "task", "data", "penalty"), place, strict=True))
+        row |= {f"alpha {a}": "" for a in plan.ALPHAS}
         row |= {f"alpha {a}": f"**{x:.1f}**" if x == means.max() else f"{x:.1f}" for a, x in means.items()}
         best = fresh.get((*place, means.idxmax()))
         rows.append(row | {"best one, other seeds": in_words(best) if best else ""})

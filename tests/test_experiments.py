@@ -522,6 +522,16 @@ def test_committed_csvs_are_whole():
         assert int(found[2]) <= row.seed < int(found[2]) + row.stacked
 
 
+def test_the_chosen_alphas_are_the_best_of_the_committed_rows():
+    """By the mean of the seeds that choose; CFCQL's are the script's defaults."""
+    rows = report.read_csv(ROOT / "results" / report.RUNS_CSV).query("grid == 'penalty'")
+    means = rows[rows["seed"].isin(plan.CHOOSING)].groupby(["env_id", "dataset", "method"])["score"].mean()
+    for (env_id, dataset), chosen in plan.CHOSEN.items():
+        of_cell = means[env_id, dataset]
+        best = tuple(of_cell.filter(like=name).idxmax() for name in ("cfcql", "macql"))
+        assert best == chosen and spacql.CQL_ALPHA[env_id][dataset] == SWEPT[chosen[0]][1]
+
+
 def test_committed_tables_are_those_of_the_committed_csvs():
     """All intervals anew: seconds."""
     text = report.tables(EVERYTHING, report.read_csv(ROOT / "results" / report.RUNS_CSV))
