@@ -165,11 +165,13 @@ CHANGED = [name for name in RECIPES if name not in THREE + ON_SPREAD]
 PAPER_SIZE = dict(rounds=2000, batch_size=1024)
 ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in (TAG, WORLD))
 # The rows with the paper's own data, and one agent in the penalty, which is unbiased.
+OWN_DATA = ((TAG, PREY_FILE.format(*TAG)), (SPREAD, ""), (WORLD, PREY_FILE.format(*WORLD)))
 EXACT = [
     (task, PAPER_SIZE | dict(flags=f"--paper-size --penalty-agents 1 {prey}".strip()))
-    for task, prey in ((TAG, PREY_FILE.format(*TAG)), (SPREAD, ""), (WORLD, PREY_FILE.format(*WORLD)))
+    for task, prey in OWN_DATA
 ]
 DEFAULT_SIZE = dict(rounds=800)
+CROWD_SWEPT = list(SWEPT)[2:6]  # CFCQL's
 CHOSEN = {  # by the seeds of CHOOSING, and run with five more
     ("simple_tag", "expert"): ("cfcql-8.1", "macql-24.3"),
     ("simple_tag", "medium"): ("cfcql-8.1", "macql-2.7"),
@@ -191,10 +193,12 @@ PLAN = (  # in the order in which they run: the most telling first
     *(block("continuous", task, RANDOM, TWO_CRITICS, **size) for task, size in EXACT),
     block("continuous", PARTICLES, REPLAY, (*MAIN, "icql-qs-2"), **DEFAULT_SIZE),
     *(block("continuous", task, RANDOM, TEN_CRITICS, **size, num_seeds=3) for task, size in EXACT),
+    *(block("continuous", task, RANDOM, ("spacql", "icql-qs-2"), 800, flags=prey) for task, prey in OWN_DATA),
     block("size", TAG, REPLAY, SIZED, **DEFAULT_SIZE, num_seeds=3),
     block("discrete", PARTICLES, REPLAY, MAIN, **DEFAULT_SIZE),
     block("discrete", PREY, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
     block("narrow", PREY, NARROW, NARROW_METHODS, **DEFAULT_SIZE, num_seeds=3),
+    block("crowd", SPREAD, CROWD[:1], CROWD_SWEPT, 400, num_seeds=len(CHOOSING)),
     block("crowd", SPREAD, CROWD, TEN_CRITICS, 400),
     block("coordination", ("two_doors",), DOORS, (*TEN_CRITICS, *VS_POLICY), 150, batch_size=128),
     block("continuous", PARTICLES, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
