@@ -20,7 +20,7 @@ from torch import nn
 from data import mixes
 from data.datasets import load_dataset
 from envs import make_env
-from experiments import bc, benchmark, crowd, enjoy, films, uncertainty
+from experiments import bc, benchmark, crowd, enjoy, films, original_recipe, uncertainty
 from utils.files import TOP
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -333,13 +333,44 @@ def test_the_benchmark_has_every_row(monkeypatch):
     monkeypatch.setattr(benchmark, "DEFAULT", benchmark.DEFAULT | dict(num_critics=3, batch_size=32))
     monkeypatch.setattr(benchmark, "CASES", [{}, dict(batch_size=640), dict(agents=4)])
     monkeypatch.setattr(benchmark, "EVERY", 2)
+    monkeypatch.setattr(benchmark, "TIMED", [(original_recipe, "joint-original", 32)])
     monkeypatch.setattr(benchmark, "OUT", Path("b.md"))
     benchmark.main()
     lines = [line.split("|")[1:-1] for line in Path("b.md").read_text().splitlines() if "|" in line]
-    rows = [[cell.strip() for cell in line] for line in lines[2:]]
+    rows = [[cell.strip() for cell in line] for line in lines]
     cases = ("default", "batch_size 640", "agents 4")
-    assert [row[:2] for row in rows] == [[s.name, case] for s in SCRIPTS for case in cases]
-    assert all(0.2 < float(row[3]) < 1.5 for row in rows[1::3])
+    assert [row[:2] for row in rows[2:8]] == [[s.name, case] for s in SCRIPTS for case in cases]
+    assert all(0.2 < float(row[3]) < 1.5 for row in rows[3:8:3])
+    one, twenty = (np.array([row[2:5] for row in rows[10:14][first::2]], float) for first in (0, 1))
+    assert [row[:2] for row in rows[10:14]] == [[s.name, n] for s in SCRIPTS for n in ("1", "20")]
+    assert (twenty[:, 2] / one[:, 2]).round(2).tolist() == [20, 20], "FLOPs"
+    assert (twenty[:, 0] < 2 * one[:, 0]).all(), "seeds share their calls, but for drawing"
+    assert rows[16][:3] == [original_recipe.SCRIPT, "joint-original", "32"] and float(rows[16][3]) > 0
+
+
+def test_what_is_asked_of_a_device():
+    """A product and a sum of [8, 8] numbers: two calls, three matrices each; views are free."""
+    x = torch.ones(8, 8)
+    with benchmark.Demands() as asked:
+        (x @ x).T + x[:8]
+    assert (asked.calls, asked.bytes) == (2, 6 * x.nbytes)
+
+
+def test_the_published_score_is_reached_by_the_mean_of_the_seeds(monkeypatch):
+    """At the first evaluation where it is, not where the best seed is, and not on other data."""
+    monkeypatch.setattr(benchmark, "TIMED", [(original_recipe, "joint-original", 1024)])
+    monkeypatch.setattr(benchmark, "round_ms", lambda *args, **sizes: 500.0)
+    scores = dict(simple_tag=[(95, 70), (80, 100), (200, 200)], simple_world=[(94, 94), (94.2, 94.2), (0, 0)])
+    places = dict(dataset="random", method="joint-original", batch_size=1024)
+    curves = [
+        places | dict(env_id=task, round=20 * i, seed=seed, score=score)
+        for task, rounds in scores.items()
+        for i, seeds in enumerate(rounds, 1)
+        for seed, score in enumerate(seeds)
+    ]
+    curves += [row | dict(dataset="expert", score=200) for row in curves]
+    (row,) = benchmark.reached(pd.DataFrame(curves))
+    assert row["simple_tag (89.4)"] == "round 40, 20 s" and row["simple_world (94.3)"] == "not reached"
 
 
 def test_a_crowd_is_logged(tmp_path, monkeypatch):
