@@ -31,6 +31,7 @@ VS_POLICY = tuple(f"{backup}-vs-policy" for backup in TEN_CRITICS)
 NARROW_METHODS = ("spacql-vs-policy", "clone")
 ALPHAS, CHOOSING = (0.1, 0.3, 0.9, 2.7, 8.1, 24.3), range(3)  # and the seeds that choose among them
 SWEPT = {f"{name}-{alpha}": (name, alpha) for name in ("cfcql", "macql") for alpha in ALPHAS}
+CROWD_SWEPT = {f"cfcql-{alpha}": ("cfcql", alpha) for alpha in (0.9, 2.7, 8.1, 24.3, 72.9, 218.7)}
 FLAGS = {
     **{backup: f"--backup {backup}" for backup in TEN_CRITICS},
     "cfcql": "--backup joint --num-critics 2",
@@ -40,7 +41,9 @@ FLAGS = {
     **{f"{backup}-vs-policy": f"--backup {backup} --actor-others policy" for backup in TEN_CRITICS},
     "clone": "--clone-weight 1",
 }
-FLAGS |= {method: f"{FLAGS[name]} --cql-alpha {alpha}" for method, (name, alpha) in SWEPT.items()}
+FLAGS |= {
+    method: f"{FLAGS[name]} --cql-alpha {alpha}" for method, (name, alpha) in (SWEPT | CROWD_SWEPT).items()
+}
 SIZED = {f"{name}-{size}": (name, size) for size in (16_000, 250_000, 1_000_000) for name in TWO_CRITICS}
 FLAGS |= {method: f"{FLAGS[name]} --dataset-size {size}" for method, (name, size) in SIZED.items()}
 # The original recipe, minus one of its parts; then all of them, and what of it can be put back.
@@ -171,7 +174,6 @@ EXACT = [
     for task, prey in OWN_DATA
 ]
 DEFAULT_SIZE = dict(rounds=800)
-CROWD_SWEPT = list(SWEPT)[2:6]  # CFCQL's
 CHOSEN = {  # by the seeds of CHOOSING, and run with five more
     ("simple_tag", "expert"): ("cfcql-8.1", "macql-24.3"),
     ("simple_tag", "medium"): ("cfcql-8.1", "macql-2.7"),
