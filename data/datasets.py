@@ -61,9 +61,8 @@ MEASURED = ("dependence", "dependence_error", "predictability")  # attributes th
 NOTED = ("seed", "dataset", "behaviour", "prey", "versions", "format")
 LARGEST = 1e6  # observation or reward that is taken for one of a world
 # In nats, above which a warning is due. The qualities measure up to 0.003 (medium-replay: iterates in turn),
-# mixes of teams with share=0.5 and unit=step 0.10 to 0.14. By Pinsker's inequality up to 0.02 the
-# distribution of actions is on average within a total variation of 0.1 of one where an agent acts
-# independently.
+# mixes of teams of share 0.5 from 0.10 to 0.14. By Pinsker's inequality up to 0.02 the distribution of
+# actions is on average within a total variation of 0.1 of one where an agent acts independently.
 STRONG_DEPENDENCE = 0.02
 
 

@@ -1,13 +1,12 @@
 """Mixtures of teams with different conventions, and how much logged actions depend on one another.
 
-    python spacql.py --env-id two_doors --dataset mix:unit=step,share=0.5,noise=0.1
+    python spacql.py --env-id two_doors --dataset mix:share=0.5,noise=0.1
 
 A mix (`Mix`) lets the teams of two_doors, of which one walks left and one right, act in turn. At each step,
-or once per episode (unit), with probability `share` one team is drawn and all agents act as its members;
-otherwise every agent draws a team of its own. With unit=step each agent's own action has the same
-distribution, given the state, whatever the share: the share is a dial of dependence alone, from none at 0 to
-as much as the conventions can make at 1. With probability `noise` an agent's action is a uniform one instead,
-at each step anew.
+with probability `share` one team is drawn and all agents act as its members; otherwise every agent draws a
+team of its own. So each agent's own action has the same distribution, given the state, whatever the share:
+that is a dial of dependence alone, from none at 0 to as much as the conventions can make at 1. With
+probability `noise` an agent's action is a uniform one instead.
 
 `measure_dependence` estimates the mean over agents of the conditional mutual information I(a_i ; a_-i | s):
 what the others' actions tell of an agent's action when the state is known, 0 for factorised behaviour.
@@ -31,21 +30,19 @@ from utils.errors import InputError
 # ------------------------------------------------------------------------------------------------ mixed teams
 
 TEAMS = [two_doors.walk(two_doors.LEFT), two_doors.walk(two_doors.RIGHT)]  # what can be mixed
-UNITS = ("episode", "step")
 
 
 @dataclass(frozen=True)
 class Mix:
     """How teams are mixed; see the top of the file."""
 
-    unit: str
     share: float
     noise: float
 
     @property
     def name(self) -> str:
         """One name for all spellings of the same mix, which can be a file's."""
-        return f"mix-{self.unit}-share{self.share}-noise{self.noise}"
+        return f"mix-share{self.share}-noise{self.noise}"
 
 
 def is_mix(dataset: str) -> bool:
@@ -54,13 +51,13 @@ def is_mix(dataset: str) -> bool:
 
 
 def parse_mix(text: str, env_id: str) -> Mix:
-    """The mix that a --dataset like mix:unit=step,share=0.5,noise=0.1 asks for; keys have defaults.
+    """The mix that a --dataset like mix:share=0.5,noise=0.1 asks for; keys have defaults.
 
     Raises InputError where the task has no teams, and for what is not such a text.
     """
     if env_id != two_doors.ENV_ID:
         raise InputError(f"{env_id} has no teams to mix; {two_doors.ENV_ID} has")
-    values = dict(unit="step", share="0.5", noise="0.1")
+    values = dict(share="0.5", noise="0.1")
     given = text.removeprefix("mix").removeprefix(":")
     pairs = [part.split("=") for part in given.split(",")] if given else []
     keys = [key for key, *_ in pairs]
@@ -68,34 +65,32 @@ def parse_mix(text: str, env_id: str) -> Mix:
         keys = f"keys {', '.join(values)}, each once at most"
         raise InputError(f"--dataset mix: expected KEY=VALUE,... with {keys}, not {given!r}")
     values |= dict(pairs)
-    if values["unit"] not in UNITS:
-        raise InputError(f"--dataset mix: unit must be {' or '.join(UNITS)}, not {values['unit']!r}")
     shares = {}
     for key in ("share", "noise"):
         number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", values[key], re.ASCII)
         shares[key] = float(values[key]) + 0.0 if number else math.nan  # -0 becomes 0
         if not 0 <= shares[key] <= 1:
             raise InputError(f"--dataset mix: {key} must be a number from 0 to 1, not {values[key]!r}")
-    return Mix(values["unit"], **shares)
+    return Mix(**shares)
 
 
+@dataclass(frozen=True)
 class MixedTeams:
-    """One episode played by a mix: called at every step with observations [W, N, O], returns actions [W, N].
+    """Plays a mix: called at every step with observations [W, N, O], returns actions [W, N].
 
     teams: functions of observations and generator, one for each team.
     """
 
-    def __init__(self, mix: Mix, teams: list):
-        self.mix, self.teams, self.drawn = mix, teams, None
+    mix: Mix
+    teams: list
 
     def __call__(self, obs: torch.Tensor, generator) -> torch.Tensor:
         source, one = dict(generator=generator, device=generator.device), (len(obs), 1)
-        if self.drawn is None or self.mix.unit == "step":  # whose member each agent acts as, [W, N]
-            together = torch.rand(one, **source) < self.mix.share
-            drawn = (torch.randint(len(self.teams), shape, **source) for shape in (one, obs.shape[:2]))
-            self.drawn = torch.where(together, *drawn)
+        together = torch.rand(one, **source) < self.mix.share
+        drawn = (torch.randint(len(self.teams), shape, **source) for shape in (one, obs.shape[:2]))
+        drawn = torch.where(together, *drawn)  # whose member each agent acts as, [W, N]
         played = torch.stack([team(obs, generator) for team in self.teams])  # [M, W, N]
-        actions = played.gather(0, self.drawn.unsqueeze(0)).squeeze(0)
+        actions = played.gather(0, drawn.unsqueeze(0)).squeeze(0)
         noisy = torch.rand(actions.shape, **source) < self.mix.noise
         uniform = torch.randint(NUM_ACTIONS, actions.shape, **source)
         return torch.where(noisy, uniform, actions)

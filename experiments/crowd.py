@@ -33,7 +33,7 @@ def main() -> None:
     scores = [float(play(worlds, team, seed=1).mean()) for team in (None, go)]
     facts = dict(env_id=ENV_ID, quality="expert", action_kind="discrete", format=FORMAT)
     facts |= dict(random_score=scores[0], expert_score=scores[1])
-    near = MixedTeams(Mix(unit="step", share=0.0, noise=NOISE), [go])
+    near = MixedTeams(Mix(share=0.0, noise=NOISE), [go])
     for size in SIZES:
         worlds = make_env(ENV_ID, size // worlds.horizon, NUM_AGENTS, seed=size)
         found = Dataset(**rollout(worlds, near, torch.Generator().manual_seed(size)), facts=facts)

@@ -161,7 +161,7 @@ WIDE = RANDOM + REPLAY  # where the paper claims most
 REDUCED = "--num-critics 4 --hidden 128 --learning-rate 0.001 --eval-every 50"
 PREY_FILE = "--prey omar_prey/{}/pretrained_adv_model.pt"  # OMAR's, which is not shipped
 CROWD = tuple(f"datasets/crowd-{size}.h5" for size in (2500, 25_000))  # by experiments/crowd.py
-DOORS = tuple(f"mix:unit=step,share={share},noise=0.2" for share in (0, 0.25, 0.5, 0.75, 1))
+DOORS = tuple(f"mix:share={share},noise=0.2" for share in (0, 0.25, 0.5, 0.75, 1))
 
 THREE, ON_SPREAD = ("original", "not-actor-l2", "ours"), ("ours-centred", "slow", "slow-cured")
 CHANGED = [name for name in RECIPES if name not in THREE + ON_SPREAD]

@@ -23,7 +23,7 @@ from envs.particles import HORIZON, NUM_ACTIONS
 from utils.errors import InputError
 
 GAME = two_doors.ENV_ID
-MIXES = st.builds(Mix, st.sampled_from(mixes.UNITS), st.floats(0, 1), st.floats(0, 1))
+MIXES = st.builds(Mix, st.floats(0, 1), st.floats(0, 1))
 
 
 def near(happened, probability):
@@ -36,9 +36,9 @@ def near(happened, probability):
 
 
 @repeatable
-@given(mix=MIXES, other=MIXES, order=st.permutations(["unit", "share", "noise"]))
-@example(Mix("step", 0.1, 0.2), Mix("step", 0.2, 0.1), ["noise", "unit", "share"])
-@example(Mix("step", 0.333, 0.0), Mix("step", 0.33300001, 0.0), ["unit", "share", "noise"])
+@given(mix=MIXES, other=MIXES, order=st.permutations(["share", "noise"]))
+@example(Mix(0.1, 0.2), Mix(0.2, 0.1), ["noise", "share"])
+@example(Mix(0.333, 0.0), Mix(0.33300001, 0.0), ["share", "noise"])
 def test_every_mix_has_a_text_in_any_order_and_one_name(mix, other, order):
     text = "mix:" + ",".join(f"{key}={getattr(mix, key)}" for key in order)
     assert parse_mix(text, GAME) == mix
@@ -47,16 +47,16 @@ def test_every_mix_has_a_text_in_any_order_and_one_name(mix, other, order):
 
 
 def test_what_is_not_said_has_a_default():
-    default = Mix("step", 0.5, 0.1)
-    for text in ("mix", "mix:", "mix:unit=step,share=0.5,noise=0.1"):
+    default = Mix(0.5, 0.1)
+    for text in ("mix", "mix:", "mix:share=0.5,noise=0.1"):
         assert parse_mix(text, GAME) == default
     assert parse_mix("mix:share=.25", GAME) == replace(default, share=0.25)
-    assert parse_mix("mix:share=-0,noise=1e-3", GAME).name == "mix-step-share0.0-noise0.001"
+    assert parse_mix("mix:share=-0,noise=1e-3", GAME).name == "mix-share0.0-noise0.001"
 
 
-KEYS = "mix: expected KEY=VALUE,... with keys unit, share, noise, each once at most, not "
+KEYS = "mix: expected KEY=VALUE,... with keys share, noise, each once at most, not "
 REFUSED = [
-    (GAME, "mix:unit=a\nb", r"mix: unit must be episode or step, not 'a\nb'"),
+    (GAME, "mix:share=a\nb", r"mix: share must be a number from 0 to 1, not 'a\nb'"),
     (GAME, "mix:share=nan", "mix: share must be a number from 0 to 1, not 'nan'"),
     (GAME, "mix:share=1_0", "mix: share must be a number from 0 to 1, not '1_0'"),
     (GAME, "mix:noise=２", "mix: noise must be a number from 0 to 1, not '２'"),
@@ -82,7 +82,7 @@ def test_any_text_is_a_mix_or_refused(text):
     except InputError as error:
         assert str(error).isprintable()
     else:
-        assert mix.unit in mixes.UNITS and 0 <= mix.share <= 1 and 0 <= mix.noise <= 1
+        assert 0 <= mix.share <= 1 and 0 <= mix.noise <= 1
 
 
 # ----------------------------------------------------------------------------------------- who acts as whom
@@ -96,16 +96,15 @@ def play(mix, teams, count=4000, steps=4, num=3):
 
 
 @pytest.mark.parametrize(("teams", "share"), [(1, 0.0), (2, 0.0), (3, 0.3), (4, 0.5), (2, 1.0)])
-def test_agents_share_a_team_as_often_as_the_dial_says_per_episode_or_per_step(teams, share):
-    kept, anew = (play(Mix(unit, share, 0.0), teams) for unit in ("episode", "step"))
-    assert (kept == kept[:, :1]).all(), "who acts as whom is kept for an episode"
-    near(anew[:, 0, 0] == anew[:, 1, 0], 1 / teams)
-    for drawn in (kept[:, 2], anew[:, 2]):
-        for i, j in ((0, 1), (1, 2), (2, 0)):
-            for team in range(teams):
-                near(drawn[:, i] == team, 1 / teams)
-            near(drawn[:, i] == drawn[:, j], share + (1 - share) / teams)
-        near((drawn == drawn[:, :1]).all(1), share + (1 - share) / teams**2)
+def test_agents_share_a_team_as_often_as_the_dial_says_at_each_step_anew(teams, share):
+    played = play(Mix(share, 0.0), teams)
+    near(played[:, 0, 0] == played[:, 1, 0], 1 / teams)
+    drawn = played[:, 2]
+    for i, j in ((0, 1), (1, 2), (2, 0)):
+        for team in range(teams):
+            near(drawn[:, i] == team, 1 / teams)
+        near(drawn[:, i] == drawn[:, j], share + (1 - share) / teams)
+    near((drawn == drawn[:, :1]).all(1), share + (1 - share) / teams**2)
 
 
 def exact_dependence(joint) -> float:
@@ -143,7 +142,7 @@ def check_plays(actions, mix, members):
 def test_mixed_teams_act_as_the_dial_says(share):
     """In either of two states, that agents see, by three teams whose members draw actions from distributions
     of their own."""
-    mix, members = Mix("step", share, 0.1), torch.rand((3, 3, 2, NUM_ACTIONS), generator=generator(5)) ** 4
+    mix, members = Mix(share, 0.1), torch.rand((3, 3, 2, NUM_ACTIONS), generator=generator(5)) ** 4
     members /= members.sum(-1, keepdim=True)  # [M, N, states, A]
 
     def team(own):
@@ -261,7 +260,7 @@ def test_the_dial_moves_the_dependence_of_walkers_and_nothing_else(tmp_path):
     measured = []
     members = torch.eye(NUM_ACTIONS)[[two_doors.LEFT, two_doors.RIGHT]][:, None, None].expand(-1, 3, 1, -1)
     for share in (0.0, 0.5, 1.0):
-        dataset, mix = load_dataset(GAME, f"mix:share={share}", 20_000, 0, tmp_path), Mix("step", share, 0.1)
+        dataset, mix = load_dataset(GAME, f"mix:share={share}", 20_000, 0, tmp_path), Mix(share, 0.1)
         check_plays(dataset.actions.flatten(0, 1), mix, members)
         agrees(dataset.facts, exact_dependence(joint_of(mix, members)))
         measured.append(dataset.facts["dependence"])
@@ -273,31 +272,31 @@ def test_the_dial_moves_the_dependence_of_walkers_and_nothing_else(tmp_path):
 
 def test_mix_is_cached_under_a_name_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(mixes, "UPDATES", 2)  # dependence is not the question
-    spellings = ["mix:share=0.5,unit=episode", "mix:unit=episode,noise=1e-1"]
+    spellings = ["mix:share=0.5", "mix:noise=1e-1"]
     first, again = (load_dataset(GAME, text, 2500, 3, tmp_path) for text in spellings)
     (path,) = tmp_path.iterdir()
-    assert path.name.startswith("two_doors-discrete-mix-episode-share0.5-noise0.1-2500-seed3-")
+    assert path.name.startswith("two_doors-discrete-mix-share0.5-noise0.1-2500-seed3-")
     path.unlink()
     anew, other = (load_dataset(GAME, spellings[0], 2500, seed, tmp_path) for seed in (3, 4))
     assert first.facts == again.facts == anew.facts and torch.equal(first.actions, anew.actions)
     assert not torch.equal(first.actions, other.actions)
     facts = first.facts
-    assert (facts["quality"], facts["dataset"]) == ("mix", "mix-episode-share0.5-noise0.1")
+    assert (facts["quality"], facts["dataset"]) == ("mix", "mix-share0.5-noise0.1")
     assert json.loads(facts["behaviour"]) == {}
     scores = two_doors.random_score(), two_doors.optimal_score()
     assert (facts["random_score"], facts["expert_score"]) == scores
-    load_dataset(GAME, "mix:share=0.6,unit=episode", 2500, 3, tmp_path)
+    load_dataset(GAME, "mix:share=0.6", 2500, 3, tmp_path)
     assert abs(load_dataset(GAME, "random", 2500, 3, tmp_path).facts["data_score"]) < 2
     assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_every_chunk_draws_its_teams_anew(tmp_path, monkeypatch):
-    """Episodes of one team each, simulated in chunks of three."""
+    """Each step by one team, simulated in chunks of three episodes."""
     monkeypatch.setattr(mixes, "UPDATES", 2)
     monkeypatch.setattr(datasets, "CHUNK_STEPS", 3 * HORIZON)
-    dataset = load_dataset(GAME, "mix:unit=episode,share=1,noise=0", 60 * HORIZON, 0, tmp_path)
-    assert (dataset.actions == dataset.actions[:, :1, :1]).all()
-    near(dataset.actions[:, 0, 0] == two_doors.LEFT, 0.5)
+    dataset = load_dataset(GAME, "mix:share=1,noise=0", 60 * HORIZON, 0, tmp_path)
+    assert (dataset.actions == dataset.actions[:, :, :1]).all()
+    near(dataset.actions[:, :, 0] == two_doors.LEFT, 0.5)
     assert len({tuple(chunk.tolist()) for chunk in dataset.actions[:, 0, 0].view(20, 3)}) > 4
 
 
