@@ -5,13 +5,11 @@
 On fresh transitions the run's target actors replace k agents of the logged next joint action, as in equation
 (1). The estimates of a joint action a at a state s:
     std         deviation over the members of Q_j(s, a): the paper's u_k
-    range       the largest member minus the smallest
-    relative    deviation over the members of Q_j(s, a) - Q_j(s, a'), a' as logged, where it is 0
     likelihood  minus the log-likelihood of a at s, under the model of data/mixes.py fitted to the data
     neighbour   distance of (s, a) to the nearest of some logged pairs
 results/csv/uncertainty.csv gets a row for each seed, size k and estimate: auroc, the chance that u of a
 replaced joint action exceeds u of a logged one; auroc_uniform, the same with uniform actions in place of the
-actors'; above_k1, the chance that u_k exceeds u_1. Letters as in the scripts.
+actors'. Letters as in the scripts.
 """
 
 import itertools
@@ -83,8 +81,6 @@ def estimates(script, q, model, pairs, state, joint):
     rows, states = joint.flatten(0, 2), state.repeat_interleave(joint.shape[2], dim=1).flatten(0, 1)
     return dict(
         std=q.std(1, correction=0),
-        range=q.amax(1) - q.amin(1),
-        relative=(q - q[..., :1]).std(1, correction=0),
         likelihood=surprise(model, states, as_integers(script, rows)[0]).view(joint.shape[:3]),
         neighbour=distance(pairs, states, rows.flatten(1)).view(joint.shape[:3]),
     )
@@ -93,11 +89,9 @@ def estimates(script, q, model, pairs, state, joint):
 def detection(u, uniform, k):
     """The columns for size k of an estimate u [1 + N, B], k = 0 as logged, and of that of uniform actions."""
     pairs = u.shape[1] ** 2
-    above = (u[k] > u[1]) + (u[k] == u[1]) / 2
     return dict(
         auroc=mannwhitneyu(u[k], u[0]).statistic / pairs,
         auroc_uniform=mannwhitneyu(uniform[k], u[0]).statistic / pairs,
-        above_k1=float(above.double().mean()),
     )
 
 
@@ -128,8 +122,6 @@ def judge(folder):
     head = dict(run=folder.name, script=script.SCRIPT) | {name: getattr(args, name) for name in names}
     for s, name, k in itertools.product(range(args.num_seeds), found[0], range(1, logged.shape[2] + 1)):
         row = detection(*(u[name][s].T for u in found), k)
-        if name == "relative":
-            row |= dict(auroc=None, auroc_uniform=None)
         rows.append(head | dict(rounds=saved["round"], seed=args.seed + s, k=k, detector=name) | row)
     return pd.DataFrame(rows).round(6)
 

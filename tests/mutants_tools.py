@@ -25,7 +25,6 @@ MUTANTS = {
         "auroc of the next size": lambda right, u, v, k: right(u.roll(1, 0), v, k),
         "uniform as the actors": lambda right, u, v, k: right(u, u, k),
         "swapped": column("auroc", lambda row: 1 - row["auroc"]),
-        "above the logged one": column("above_k1", lambda row: row["auroc"]),
     },
     "the model of the behaviour knows the habits": {
         "another state": lambda right, state, choices: right(state.roll(1, 0), choices),
@@ -52,7 +51,6 @@ MUTANTS = {
         "fewer members": lambda right, script, q, *rest: right(script, q[:, 1:], *rest),
         "another state": lambda right, *args: right(*args[:4], args[4].roll(1, 1), args[5]),
         "another size": lambda right, *args: right(*args[:5], args[5].roll(1, 2)),
-        "range as deviation": lambda right, *args: (u := right(*args)) | dict(range=u["std"]),
     },
     "cloning is by likelihood or by distance": {
         "sign": lambda right, *args: -right(*args),
