@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import envs
 from data import mixes, omar, vaults
-from data.mixes import TEAMS, MixedTeams, is_mix, measure_dependence, parse_mix
+from data.mixes import is_mix, measure_dependence, parse_mix
 from envs import ENV_IDS_OF_KIND, half_cheetah, make_env, two_doors
 from envs.particles import DT, ENV_IDS, NUM_ACTIONS, WITH_PREY
 from envs.shipped import POLICY_DIR, greedy, load_policies, policy_file, rollout
@@ -303,8 +303,7 @@ def simulate(
         for chunk, (player, count) in enumerate(chunks):
             chunk_seed = int(np.random.SeedSequence([seed, chunk]).generate_state(1)[0])
             env = make_env(env_id, count, seed=chunk_seed, action_kind=action_kind, prey=hunted)
-            actor = None if player is None else players.iterates[player]
-            actor = MixedTeams(mix, TEAMS) if mix else actor
+            actor = mix if player is None else players.iterates[player]
             for key, part in rollout(env, actor, torch.Generator().manual_seed(chunk_seed + 1)).items():
                 whole = arrays.setdefault(key, part.new_empty((episodes, *part.shape[1:])))
                 whole[start : start + count] = part

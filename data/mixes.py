@@ -29,20 +29,31 @@ from utils.errors import InputError
 
 # ------------------------------------------------------------------------------------------------ mixed teams
 
-TEAMS = [two_doors.walk(two_doors.LEFT), two_doors.walk(two_doors.RIGHT)]  # what can be mixed
-
 
 @dataclass(frozen=True)
 class Mix:
-    """How teams are mixed; see the top of the file."""
+    """A policy that mixes teams, which are policies themselves: functions of observations [W, N, O] and a
+    generator, that return actions [W, N]. See the top of the file."""
 
     share: float
     noise: float
+    teams: tuple = (two_doors.walk(two_doors.LEFT), two_doors.walk(two_doors.RIGHT))
 
     @property
     def name(self) -> str:
         """One name for all spellings of the same mix, which can be a file's."""
         return f"mix-share{self.share}-noise{self.noise}"
+
+    def __call__(self, obs: torch.Tensor, generator) -> torch.Tensor:
+        source, one = dict(generator=generator, device=generator.device), (len(obs), 1)
+        together = torch.rand(one, **source) < self.share
+        drawn = (torch.randint(len(self.teams), shape, **source) for shape in (one, obs.shape[:2]))
+        drawn = torch.where(together, *drawn)  # whose member each agent acts as, [W, N]
+        played = torch.stack([team(obs, generator) for team in self.teams])  # [M, W, N]
+        actions = played.gather(0, drawn.unsqueeze(0)).squeeze(0)
+        noisy = torch.rand(actions.shape, **source) < self.noise
+        uniform = torch.randint(NUM_ACTIONS, actions.shape, **source)
+        return torch.where(noisy, uniform, actions)
 
 
 def is_mix(dataset: str) -> bool:
@@ -72,28 +83,6 @@ def parse_mix(text: str, env_id: str) -> Mix:
         if not 0 <= shares[key] <= 1:
             raise InputError(f"--dataset mix: {key} must be a number from 0 to 1, not {values[key]!r}")
     return Mix(**shares)
-
-
-@dataclass(frozen=True)
-class MixedTeams:
-    """Plays a mix: called at every step with observations [W, N, O], returns actions [W, N].
-
-    teams: functions of observations and generator, one for each team.
-    """
-
-    mix: Mix
-    teams: list
-
-    def __call__(self, obs: torch.Tensor, generator) -> torch.Tensor:
-        source, one = dict(generator=generator, device=generator.device), (len(obs), 1)
-        together = torch.rand(one, **source) < self.mix.share
-        drawn = (torch.randint(len(self.teams), shape, **source) for shape in (one, obs.shape[:2]))
-        drawn = torch.where(together, *drawn)  # whose member each agent acts as, [W, N]
-        played = torch.stack([team(obs, generator) for team in self.teams])  # [M, W, N]
-        actions = played.gather(0, drawn.unsqueeze(0)).squeeze(0)
-        noisy = torch.rand(actions.shape, **source) < self.mix.noise
-        uniform = torch.randint(NUM_ACTIONS, actions.shape, **source)
-        return torch.where(noisy, uniform, actions)
 
 
 # ----------------------------------------------------------------------------------------------- dependence

@@ -8,7 +8,7 @@ import torch
 
 from data.behaviour import play
 from data.datasets import FORMAT, Dataset, write_dataset
-from data.mixes import Mix, MixedTeams
+from data.mixes import Mix
 from envs import make_env
 from envs.shipped import rollout
 from utils.files import TOP, atomic, run_script, say
@@ -33,7 +33,7 @@ def main() -> None:
     scores = [float(play(worlds, team, seed=1).mean()) for team in (None, go)]
     facts = dict(env_id=ENV_ID, quality="expert", action_kind="discrete", format=FORMAT)
     facts |= dict(random_score=scores[0], expert_score=scores[1])
-    near = MixedTeams(Mix(share=0.0, noise=NOISE), [go])
+    near = Mix(share=0.0, noise=NOISE, teams=(go,))
     for size in SIZES:
         worlds = make_env(ENV_ID, size // worlds.horizon, NUM_AGENTS, seed=size)
         found = Dataset(**rollout(worlds, near, torch.Generator().manual_seed(size)), facts=facts)

@@ -17,7 +17,7 @@ from mutants_data import TABLE
 import data.datasets as datasets
 from data import mixes
 from data.datasets import describe, load_dataset
-from data.mixes import Mix, MixedTeams, measure_dependence, parse_mix
+from data.mixes import Mix, measure_dependence, parse_mix
 from envs import two_doors
 from envs.particles import HORIZON, NUM_ACTIONS
 from utils.errors import InputError
@@ -88,16 +88,16 @@ def test_any_text_is_a_mix_or_refused(text):
 # ----------------------------------------------------------------------------------------- who acts as whom
 
 
-def play(mix, teams, count=4000, steps=4, num=3):
+def play(share, teams, count=4000, steps=4, num=3):
     """Actions [count, steps, num] of a mix of so many teams; team m always plays action m."""
     fixed = [lambda obs, _, m=m: torch.full(obs.shape[:2], m) for m in range(teams)]
-    team, obs, draws = MixedTeams(mix, fixed), torch.zeros(count, num, 1), generator(0)
-    return torch.stack([team(obs, draws) for _ in range(steps)], dim=1)
+    mix, obs, draws = Mix(share, 0.0, fixed), torch.zeros(count, num, 1), generator(0)
+    return torch.stack([mix(obs, draws) for _ in range(steps)], dim=1)
 
 
 @pytest.mark.parametrize(("teams", "share"), [(1, 0.0), (2, 0.0), (3, 0.3), (4, 0.5), (2, 1.0)])
 def test_agents_share_a_team_as_often_as_the_dial_says_at_each_step_anew(teams, share):
-    played = play(Mix(share, 0.0), teams)
+    played = play(share, teams)
     near(played[:, 0, 0] == played[:, 1, 0], 1 / teams)
     drawn = played[:, 2]
     for i, j in ((0, 1), (1, 2), (2, 0)):
@@ -142,15 +142,15 @@ def check_plays(actions, mix, members):
 def test_mixed_teams_act_as_the_dial_says(share):
     """In either of two states, that agents see, by three teams whose members draw actions from distributions
     of their own."""
-    mix, members = Mix(share, 0.1), torch.rand((3, 3, 2, NUM_ACTIONS), generator=generator(5)) ** 4
+    members = torch.rand((3, 3, 2, NUM_ACTIONS), generator=generator(5)) ** 4
     members /= members.sum(-1, keepdim=True)  # [M, N, states, A]
 
     def team(own):
         seen = lambda obs: own[torch.arange(3), obs[..., 0].long()].flatten(0, 1)  # noqa: E731
         return lambda obs, draws: seen(obs).multinomial(1, generator=draws).view(-1, 3)
 
-    state, mixed = torch.arange(40_000) % 2, MixedTeams(mix, [team(own) for own in members])
-    actions = mixed(state.view(-1, 1, 1).expand(-1, 3, 1), generator(3))
+    state, mix = torch.arange(40_000) % 2, Mix(share, 0.1, [team(own) for own in members])
+    actions = mix(state.view(-1, 1, 1).expand(-1, 3, 1), generator(3))
     for s in (0, 1):
         check_plays(actions[state == s], mix, members[:, :, s : s + 1])
 
