@@ -8,7 +8,6 @@ score is reached is read from the tables of results.
 import contextlib
 import io
 import itertools
-import math
 import os
 import platform
 import sys
@@ -48,8 +47,7 @@ REPORT = f"""# Benchmark
 
 Written by `python -m experiments.benchmark`: {{facts}}.
 Networks of 64 units; by default ten critics, three agents, one seed, batch 256, one agent in the penalty.
-ms of a round, the fastest of several; *exponent*: of the case's time over the default's, as a power of what
-differs.
+ms of a round, the fastest of several.
 
 {{rounds}}
 
@@ -128,17 +126,12 @@ def demands(script, num_seeds):
 
 def scaling():
     """The ms of a round, by script and case."""
-    rows, default = [], {}
+    rows = []
     for script, sizes in itertools.product(SCRIPTS, CASES):
         ms = round_ms(script, **(DEFAULT | sizes))
-        default.setdefault(script, ms)
         name = ", ".join(f"{k} {v}" for k, v in sizes.items()) or "default"
-        row = dict(script=script.SCRIPT, case=name, ms=f"{ms:.4g}")
-        if len(sizes) == 1:
-            ((axis, value),) = sizes.items()
-            row["exponent"] = f"{math.log(ms / default[script]) / math.log(value / DEFAULT[axis]):.2f}"
-        rows.append(row)
-        say(f"{script.SCRIPT}, {name}: {row['ms']} ms")
+        rows.append(dict(script=script.SCRIPT, case=name, ms=f"{ms:.4g}"))
+        say(f"{script.SCRIPT}, {name}: {ms:.4g} ms")
     return rows
 
 

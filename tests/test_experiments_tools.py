@@ -334,7 +334,7 @@ def test_the_benchmark_has_every_row(monkeypatch):
     rows = [[cell.strip() for cell in line] for line in lines]
     cases = ("default", "batch_size 640", "agents 4")
     assert [row[:2] for row in rows[2:8]] == [[s.name, case] for s in SCRIPTS for case in cases]
-    assert all(0.2 < float(row[3]) < 1.5 for row in rows[3:8:3])
+    assert all(float(rows[i][2]) < float(rows[i + 1][2]) for i in (2, 5)), "default, then twenty times that"
     one, twenty = (np.array([row[2:5] for row in rows[10:14][first::2]], float) for first in (0, 1))
     assert [row[:2] for row in rows[10:14]] == [[s.name, n] for s in SCRIPTS for n in ("1", "20")]
     assert (twenty[:, 2] / one[:, 2]).round(2).tolist() == [20, 20], "FLOPs"
