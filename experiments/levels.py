@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from data.datasets import load_dataset, normalise
-from data.omar import PUBLISHED_CARDS, PUBLISHED_SCORES, QUALITIES
+from data.omar import PUBLISHED_CARDS, PUBLISHED_SCORES
 from envs.particles import ENV_IDS
 from utils.files import atomic, current_commit, parse, run_script, say
 
@@ -51,22 +51,14 @@ def row_of(env_id: str, kind: str, quality: str, data_dir: Path) -> dict:
 
 
 def table(rows: pd.DataFrame) -> str:
-    """The rows as two Markdown tables with a column for each quality: mean and deviation of the return with
-    forces and torques, and normalised scores with moves; the paper's above ours."""
-    spread = "{:.1f} ± {:.1f}".format
-    forces, moves = (rows[rows["actions"] == kind] for kind in ("continuous", "discrete"))
-    theirs = list(map(spread, forces["published_mean"], forces["published_deviation"]))
-    ours = list(map(spread, forces["mean"], forces["deviation"]))
-    return f"{markdown(forces, theirs, ours)}\n\n{markdown(moves, moves['points'], moves['our_points'])}"
-
-
-def markdown(rows: pd.DataFrame, theirs, ours) -> str:
-    """A table with two rows for each task, one of the paper's cells and one of ours."""
-    cells = rows.assign(**{"the paper's": theirs, "ours": ours})
-    cells = cells.melt(["task", "quality"], ["the paper's", "ours"], var_name="data")
-    whole = cells.pivot(index=["task", "data"], columns="quality", values="value")
-    whole = whole.sort_index(ascending=[True, False])[list(QUALITIES)]
-    return whole.reset_index().to_markdown(index=False, disable_numparse=True)
+    """A Markdown table of the datasets: the return with forces and torques, then the score with moves."""
+    texts = rows.round(1).astype(str)
+    texts["the paper's"] = texts["published_mean"] + " ± " + texts["published_deviation"]
+    texts["ours"] = texts["mean"] + " ± " + texts["deviation"]
+    forces, moves = (texts[texts["actions"] == kind] for kind in ("continuous", "discrete"))
+    scores = moves[["task", "quality", "points", "our_points"]]
+    whole = forces[["task", "quality", "the paper's", "ours"]].merge(scores, how="left").fillna("")
+    return whole.to_markdown(index=False, disable_numparse=True)
 
 
 def main(argv=None) -> None:
