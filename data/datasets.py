@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import envs
 from data import mixes, omar, vaults
-from data.mixes import is_mix, measure_dependence, parse_mix
+from data.mixes import measure_dependence, parse_mix
 from envs import ENV_IDS_OF_KIND, half_cheetah, make_env, two_doors
 from envs.particles import DT, ENV_IDS, NUM_ACTIONS, WITH_PREY
 from envs.shipped import POLICY_DIR, greedy, load_policies, policy_file, rollout
@@ -184,8 +184,8 @@ def simulated_name(env_id: str, dataset: str) -> str | None:
 
     Raises InputError for those that it does not have.
     """
-    if is_mix(dataset):
-        return parse_mix(dataset, env_id).name
+    if mix := parse_mix(dataset, env_id):
+        return mix.name
     if env_id == two_doors.ENV_ID and dataset in QUALITIES[1:]:
         raise InputError(f"{env_id} has no {dataset} data: choose random or mix:share=0.5,noise=0.1")
     return dataset if dataset in QUALITIES else None
@@ -291,7 +291,7 @@ def simulate(
         prey_hash = fingerprint(layers) if layers else "none"
         scores = players.facts["random_score"], players.facts["expert_score"]
         known = {} if prey else players.facts  # of those who play
-    mix = parse_mix(dataset, env_id) if is_mix(dataset) else None
+    mix = parse_mix(dataset, env_id)
     facts = dict(env_id=env_id, quality="mix" if mix else dataset, action_kind=action_kind)
     facts |= dict(random_score=scores[0], expert_score=scores[1], seed=seed, prey=prey_hash)
     facts |= dict(dataset=simulated_name(env_id, dataset), behaviour=json.dumps(known), format=FORMAT)

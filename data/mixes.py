@@ -35,8 +35,8 @@ class Mix:
     """A policy that mixes teams, which are policies themselves: functions of observations [W, N, O] and a
     generator, that return actions [W, N]. See the top of the file."""
 
-    share: float
-    noise: float
+    share: float = 0.5
+    noise: float = 0.1
     teams: tuple = (two_doors.walk(two_doors.LEFT), two_doors.walk(two_doors.RIGHT))
 
     @property
@@ -56,32 +56,26 @@ class Mix:
         return torch.where(noisy, uniform, actions)
 
 
-def is_mix(dataset: str) -> bool:
-    """Whether a --dataset asks for a mix."""
-    return dataset == "mix" or dataset.startswith("mix:")
-
-
-def parse_mix(text: str, env_id: str) -> Mix:
-    """The mix that a --dataset like mix:share=0.5,noise=0.1 asks for; keys have defaults.
+def parse_mix(dataset: str, env_id: str) -> Mix | None:
+    """The mix that a --dataset like mix:share=0.5,noise=0.1 asks for; keys have defaults. None for others.
 
     Raises InputError where the task has no teams, and for what is not such a text.
     """
+    kind, _, given = dataset.partition(":")
+    if kind != "mix":
+        return None
     if env_id != two_doors.ENV_ID:
         raise InputError(f"{env_id} has no teams to mix; {two_doors.ENV_ID} has")
-    values = dict(share="0.5", noise="0.1")
-    given = text.removeprefix("mix").removeprefix(":")
-    pairs = [part.split("=") for part in given.split(",")] if given else []
-    keys = [key for key, *_ in pairs]
-    if not set(keys) <= set(values) or len(set(keys)) < len(keys) or any(len(pair) != 2 for pair in pairs):
-        keys = f"keys {', '.join(values)}, each once at most"
-        raise InputError(f"--dataset mix: expected KEY=VALUE,... with {keys}, not {given!r}")
-    values |= dict(pairs)
     shares = {}
-    for key in ("share", "noise"):
-        number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", values[key], re.ASCII)
-        shares[key] = float(values[key]) + 0.0 if number else math.nan  # -0 becomes 0
+    for part in given.split(",") if given else []:
+        key, _, value = part.partition("=")
+        if key not in ("share", "noise") or key in shares:
+            keys = "keys share, noise, each once at most"
+            raise InputError(f"--dataset mix: expected KEY=VALUE,... with {keys}, not {given!r}")
+        number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value, re.ASCII)
+        shares[key] = float(value) + 0.0 if number else math.nan  # -0 becomes 0
         if not 0 <= shares[key] <= 1:
-            raise InputError(f"--dataset mix: {key} must be a number from 0 to 1, not {values[key]!r}")
+            raise InputError(f"--dataset mix: {key} must be a number from 0 to 1, not {value!r}")
     return Mix(**shares)
 
 
