@@ -1,34 +1,21 @@
 """How near the simulated datasets come to the paper's: mean and deviation of the episode return, and size.
 
-    python -m experiments.levels --out results/csv/levels.csv     # simulates all of them: half an hour
+    python -m experiments.levels        # simulates all of them: half an hour
 
-docs/data.md shows the table that `table` makes of the rows.
+writes results/csv/levels.csv. docs/data.md shows the table that `table` makes of the rows.
 """
-
-from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 from data.datasets import load_dataset, normalise
 from data.omar import PUBLISHED_CARDS, PUBLISHED_SCORES
 from envs.particles import ENV_IDS
-from utils.files import atomic, current_commit, parse, run_script, say
+from utils.files import TOP, atomic, current_commit, run_script, say
 
 
-@dataclass(frozen=True)
-class Args:
-    """Where from, where to."""
-
-    out: Path = Path("levels.csv")
-    """the file of the rows"""
-    data_dir: Path = Path("datasets")
-    """where simulated datasets are kept"""
-
-
-def row_of(env_id: str, kind: str, quality: str, data_dir: Path) -> dict:
+def row_of(env_id: str, kind: str, quality: str) -> dict:
     """One dataset beside the paper's, in the published unit."""
-    dataset = load_dataset(env_id, quality, folder=data_dir, action_kind=kind)
+    dataset = load_dataset(env_id, quality, action_kind=kind)
     low, high = PUBLISHED_SCORES[env_id]
     returns = low + normalise(dataset.rewards.double().mean(-1).sum(-1), dataset.facts) * (high - low) / 100
     card = PUBLISHED_CARDS[env_id][quality]
@@ -61,16 +48,15 @@ def table(rows: pd.DataFrame) -> str:
     return whole.to_markdown(index=False, disable_numparse=True)
 
 
-def main(argv=None) -> None:
-    args = parse(Args, argv, description=__doc__)
+def main() -> None:
     rows = []
     for kind in ("continuous", "discrete"):
         for env_id, cards in PUBLISHED_CARDS.items():
             for quality in cards if kind == "continuous" or env_id in ENV_IDS else ():
-                rows.append(row_of(env_id, kind, quality, args.data_dir))
+                rows.append(row_of(env_id, kind, quality))
                 say(" ".join(map(str, rows[-1].values())))
     rows = pd.DataFrame(rows)
-    with atomic(args.out) as partial:
+    with atomic(TOP / "results/csv/levels.csv") as partial:
         rows.to_csv(partial, index=False)
     print(table(rows))
 
