@@ -432,10 +432,13 @@ def test_experts_play_their_part_of_the_best_joint_action():
 def test_the_tabular_command_writes_a_table_and_a_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(tabular, "TEAMS", (2, 3))
     monkeypatch.setattr(tabular, "SAMPLES", (30, 3000))
-    tabular.main(["--out", str(tmp_path / "a"), "--instances", "3"])
+    monkeypatch.setattr(tabular, "INSTANCES", 3)
+    monkeypatch.setattr(tabular, "OUT", tmp_path / "a")
+    tabular.main()
     assert (tmp_path / "a/evaluation.png").stat().st_size > 10_000
     monkeypatch.setattr(tabular, "draw", draw_little)
-    tabular.main(["--out", str(tmp_path / "b"), "--instances", "3"])
+    monkeypatch.setattr(tabular, "OUT", tmp_path / "b")
+    tabular.main()
     assert (tmp_path / "a/evaluation.csv").read_bytes() == (tmp_path / "b/evaluation.csv").read_bytes()
     table = pandas.read_csv(tmp_path / "a/evaluation.csv")
     assert len(table) == 2 * 2 * 2 * 3 and table.notna().all(axis=None)

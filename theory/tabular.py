@@ -1,6 +1,6 @@
 """Finite datasets of Dec-MDPs, and policy evaluation on them with tables in place of networks.
 
-    python -m theory.tabular --out results/theory       # evaluation.csv and its figure, 15 minutes of a core
+    python -m theory.tabular        # results/theory/evaluation.csv and its figure, 15 minutes of a core
 
 Where does partial replacement pay, where does its bias cost? A backup's fixed point has an error of its
 own, the bias: it evaluates a mixture of policies and data. The rest of the error is that of estimation.
@@ -12,8 +12,7 @@ Array letters as in dec_mdps.py, and E members, X = S * J state-action pairs.
 
 import itertools
 import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pandas
 import torch
@@ -22,24 +21,14 @@ from tqdm import tqdm
 import spacql
 from theory.dec_mdps import exact, product, query_kernel, random_worlds, uniform
 from theory.report import save_figure
-from utils.files import atomic, parse, run_script
+from utils.files import TOP, atomic, run_script
 
 CHANCE = {"near-expert": 0.96, "uniform": 0.5}  # of an agent's part of the best joint action; 0.7 by policy
 SAMPLES = (30, 100, 300, 1000, 3000, 10_000, 30_000)
 TEAMS = (2, 3, 4, 5, 6)
 CELL = ["behaviour", "agents", "samples", "backup"]
-
-
-@dataclass(frozen=True)
-class Args:
-    """Errors of evaluated policies on finite datasets: evaluation.csv and its figure under --out."""
-
-    out: str = "runs/theory"
-    """folder for the table and the figure"""
-    instances: int = 100
-    """Dec-MDPs in each cell"""
-    seed: int = 0
-    """seed of everything that is random"""
+INSTANCES = 100  # Dec-MDPs in each cell
+OUT = TOP / "results/theory"
 
 
 def draw_transitions(world, samples, generator):
@@ -95,14 +84,14 @@ def expert_worlds(instances, agents, chance, generator):
     return replace(world, behaviour=product(logged), policies=policies)
 
 
-def cells(args):
+def cells():
     """By behaviour, team and dataset size the absolute errors of the backups, {(backup, quantity): [I]}."""
     for (name, chance), num, samples in itertools.product(CHANCE.items(), TEAMS, SAMPLES):
-        world = expert_worlds(args.instances, num, chance, torch.Generator().manual_seed(args.seed))
-        generator = torch.Generator().manual_seed(args.seed + samples)
+        world = expert_worlds(INSTANCES, num, chance, torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(samples)
         counts = draw_transitions(world, samples, generator)
         members = torch.poisson(counts.unsqueeze(1).expand(-1, 5, -1, -1), generator)  # bootstrap
-        prior = 2 * uniform(generator, args.instances, 5, *world.rewards.shape[1:]) - 1
+        prior = 2 * uniform(generator, INSTANCES, 5, *world.rewards.shape[1:]) - 1
         everyone, found = list(range(1, num + 1)), {}
         for backup, sizes, adaptive in (("k = n", [num], 0), ("k = 1", [1], 0), ("spacql", everyone, 1)):
             error, bias = evaluate(world, counts, members, prior, sizes, adaptive)
@@ -126,20 +115,18 @@ def draw(figure, table):
     axes[0, 0].legend(fontsize=7)
 
 
-def main(argv=None):
-    args = parse(Args, argv, description=__doc__)
+def main():
     torch.set_num_threads(1)
-    Path(args.out).mkdir(parents=True, exist_ok=True)
     lines = {}
-    for cell, found in tqdm(cells(args), file=sys.stderr, unit="cell"):
+    for cell, found in tqdm(cells(), file=sys.stderr, unit="cell"):
         for (backup, quantity), x in found.items():
             line = lines.setdefault((*cell, backup), {})
             line[quantity] = float(x.mean())
             line[f"{quantity}_half"] = 1.96 * float(x.std()) / len(x) ** 0.5  # of a 95% interval
     table = pandas.DataFrame(lines).T.rename_axis(CELL).reset_index()
-    with atomic(Path(args.out) / "evaluation.csv") as partial:
+    with atomic(OUT / "evaluation.csv") as partial:
         table.to_csv(partial, index=False, float_format="%.4g")
-    save_figure(draw, Path(args.out) / "evaluation.png", (15, 6), table)
+    save_figure(draw, OUT / "evaluation.png", (15, 6), table)
 
 
 if __name__ == "__main__":
