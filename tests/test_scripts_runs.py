@@ -94,7 +94,6 @@ def test_tensorboard_shows_the_history(finished):
     folder, _, _ = finished["discrete"]
     history = {name: np.array(values) for name, values in load(folder)["history"].items()}
     shown = {"eval/score": history["scores"].mean(1), "weights/k_eff": history["k_eff"].mean(1)}
-    shown |= {f"eval/score_seed{s}": history["scores"][:, s] for s in range(2)}
     shown |= {f"weights/k{k}": history["weights"].mean(1)[:, k - 1] for k in (1, 2, 3)}
     losses = ("critic_loss", "actor_loss", "q_data", "q_penalised")
     shown |= {f"losses/{name}": history[name].mean(1) for name in losses}

@@ -237,10 +237,8 @@ def start_log(folder: Path, args, first_round: int) -> SimpleNamespace:
 
 def log_report(log, history: dict, round_number: int, report: dict, sizes: torch.Tensor, bar) -> None:
     """Add a report {name: [S] or, by the replacement sizes in use, [S, K]} to the history, the TensorBoard
-    log and the progress bar. The history has weights and u of all sizes 1 .. the largest, 0 where not in use.
-
-    Beside the means over seeds TensorBoard gets each seed's score.
-    """
+    log, as means over seeds, and the progress bar. The history has weights and u of all sizes 1 .. the
+    largest, 0 where not in use."""
     values = {name: value.tolist() for name, value in report.items()}
     for name in ("weights", "u"):
         of_all_sizes = np.zeros((len(values[name]), max(sizes.tolist())))
@@ -258,9 +256,6 @@ def log_report(log, history: dict, round_number: int, report: dict, sizes: torch
         mean = np.mean(value, axis=0)
         for k, number in enumerate(np.atleast_1d(mean), start=1):
             log.writer.add_scalar(f"{tag}{k}" if mean.ndim else tag, number, round_number)
-    if len(values["scores"]) > 1:
-        for seed, score in enumerate(values["scores"]):
-            log.writer.add_scalar(f"eval/score_seed{seed}", score, round_number)
     log.writer.flush()
     bar.set_postfix(score=f"{np.mean(values['scores']):.1f}", k_eff=f"{np.mean(values['k_eff']):.2f}")
 
