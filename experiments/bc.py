@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -25,8 +24,6 @@ from envs import make_env
 from utils import runs
 from utils.errors import check_numbers
 from utils.files import parse, run_script, say
-
-SIZES = ("rounds", "batch_size", "learning_rate", "eval_every", "eval_episodes")  # None: the script's own
 
 
 @dataclass(frozen=True)
@@ -69,57 +66,53 @@ def main(argv=None):
     given = {name: value for name, value in vars(args).items() if value is not None}
     del given["continuous"]
     settings = script.fill_in(script.Args(**given, cql_alpha=0.0), dataset.facts["quality"], num_agents)
-    args = replace(args, **{name: getattr(settings, name) for name in SIZES})
     (_, obs, actions, *_), scale = script.prepare(dataset, device)
 
     generators = [torch.Generator(device).manual_seed(args.seed + i) for i in range(args.num_seeds)]
     sizes = (obs_dim, settings.hidden, settings.hidden, actions.shape[-1])
     actor = script.init_networks(generators, num_agents, sizes)
-    adam = torch.optim.Adam([p.requires_grad_() for p in actor], args.learning_rate, fused=True)
+    adam = torch.optim.Adam([p.requires_grad_() for p in actor], settings.learning_rate, fused=True)
     policy = partial(script.play, actor, scale=scale)
     worlds = partial(make_env, args.env_id, num_agents=num_agents, device=device, action_kind=kind, prey=prey)
-    env = worlds(args.num_seeds * args.eval_episodes)
+    env = worlds(args.num_seeds * settings.eval_episodes)
     name = f"{args.env_id}__{Path(args.dataset).stem}__bc-{kind}__seed{args.seed}x{args.num_seeds}"
     settings = replace(settings, name=args.name or re.sub(r"[^\w.=-]+", "-", name))
     folder = runs.claim_folder(settings)
     say(f"{folder}: {describe(dataset)}")
     history, start = [], time.time()
-    for round_number in tqdm(range(1, args.rounds + 1), file=sys.stderr, unit="round"):
-        index = script.per_seed(torch.randint, generators, len(obs), (args.batch_size,))  # [S, B]
+    for round_number in tqdm(range(1, settings.rounds + 1), file=sys.stderr, unit="round"):
+        index = script.per_seed(torch.randint, generators, len(obs), (settings.batch_size,))  # [S, B]
         outputs = script.actor_outputs(actor, obs[index])  # [S, B, N, A]
         loss = cloning_loss(outputs, actions[index], args.continuous)  # [S, N]
         adam.zero_grad()
         loss.sum().backward()
         script.clip_gradients(actor)
         adam.step()
-        if round_number % args.eval_every == 0 or round_number == args.rounds:
+        if round_number % settings.eval_every == 0 or round_number == settings.rounds:
             returns = script.evaluate(policy, env, args.num_seeds, script.EVAL_SEED)
-            point = dict(round=round_number, scores=normalise(returns.mean(1), dataset.facts).tolist())
-            point |= dict(actor_loss=loss.mean(1).tolist(), seconds=round(time.time() - start, 2))
-            history.append(point)
+            scores = normalise(returns.mean(1), dataset.facts).tolist()
+            history.append(dict(round=round_number, scores=scores, actor_loss=loss.mean(1).tolist()))
 
     history = {name: [point[name] for point in history] for name in history[0]}
     networks = dict(critic=[], target_critic=[], actor=actor, target_actor=actor)
-    rest = dict(script=script.SCRIPT, args=asdict(settings), round=args.rounds, scale=scale, history=history)
+    rest = dict(script=script.SCRIPT, args=asdict(settings), round=settings.rounds, scale=scale)
+    rest |= dict(history=history, facts=dataset.facts)
     optimizers = dict(critic_adam=adam, actor_adam=adam)  # there are no critics; enjoy plays the actors
-    runs.save_checkpoint(folder, networks, optimizers, generators, rest | dict(facts=dataset.facts))
-    env = worlds(script.FINAL_FACTOR * args.num_seeds * args.eval_episodes)
+    runs.save_checkpoint(folder, networks, optimizers, generators, rest)
+    env = worlds(script.FINAL_FACTOR * args.num_seeds * settings.eval_episodes)
     returns = script.evaluate(policy, env, args.num_seeds, script.EVAL_SEED + 1)  # [S, episodes]
     summary = dict(
         folder=str(folder),
         method="bc",
-        learning_rate=args.learning_rate,
         env_id=args.env_id,
         dataset=args.dataset,
-        rounds=args.rounds,
+        rounds=settings.rounds,
         **runs.score_summary(args, normalise(returns.mean(1), dataset.facts)),
-        best_mean=round(float(np.max(history["scores"], axis=0).mean()), 2),
         data_score=round(dataset.facts["data_score"], 2),
-        eval_seconds=history["seconds"],
         wall_s=round(time.time() - start, 1),
         device=str(device),
     )
-    runs.save_returns(folder, args, returns, summary, history)
+    runs.save_returns(folder, settings, returns, summary, history)
     return summary
 
 
