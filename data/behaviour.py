@@ -37,6 +37,7 @@ from utils.files import atomic, parse, run_script, say
 
 HIDDEN = 64  # units of both hidden layers of the actors, half those of the value function
 INITIAL_STD = 0.6  # of Gaussian actors, near that of uniform actions
+GAE_LAMBDA, CLIP = 0.95, 0.2  # decay of the generalised advantage estimate; limit on the probability ratio
 MEDIUM_SHARES = (0.6, 1.4)  # of the way from random to medium: between them are the iterates of medium data
 
 
@@ -66,10 +67,6 @@ class Args:
     """gradient steps per pass"""
     gamma: float = 0.95
     """discount"""
-    gae_lambda: float = 0.95
-    """decay of the generalised advantage estimate"""
-    clip: float = 0.2
-    """PPO's limit on the probability ratio"""
     entropy_coef: float = 0.03
     """entropy bonus, decayed linearly to zero"""
     reward_scale: float = 0.1
@@ -178,7 +175,7 @@ class Team:
             advantage, advantages = torch.zeros(num, width), torch.empty_like(rewards)
             for t in reversed(range(steps)):  # the last step bootstraps through the time limit
                 delta = rewards[t] + args.gamma * values[t + 1] - values[t]
-                advantage = advantages[t] = delta + args.gamma * args.gae_lambda * advantage
+                advantage = advantages[t] = delta + args.gamma * GAE_LAMBDA * advantage
             returns = advantages + values[:-1]
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         obs, actions, log_probs, returns, advantages = (  # [N, T * W, ...]
@@ -192,7 +189,7 @@ class Team:
                 if remaining <= 1:
                     log_pi, entropy = self.policy.evaluate(self.actor, obs[:, rows], actions[:, rows])
                     ratio = (log_pi - log_probs[:, rows]).exp()  # [N, rows]
-                    clipped = ratio.clamp(1 - args.clip, 1 + args.clip)
+                    clipped = ratio.clamp(1 - CLIP, 1 + CLIP)
                     gain = torch.minimum(ratio * advantages[:, rows], clipped * advantages[:, rows])
                     loss = loss - (gain + args.entropy_coef * remaining * entropy).mean(1).sum()
                 self.optimizer.zero_grad()
@@ -383,7 +380,7 @@ def main(argv=None) -> None:
     task = parse(Args, argv, description=__doc__)
     args = parse(Args, argv, default=default_args(task.env_id, task.action_kind))
     least = dict(seed=0, value_iterations=0, score_episodes=2, entropy_coef=0)
-    check_numbers(vars(args), least, dict(gamma=1, gae_lambda=1, expert_at=1))
+    check_numbers(vars(args), least, dict(gamma=1, expert_at=1))
     if args.prey and (args.action_kind == "discrete" or args.out.resolve() == POLICY_DIR.resolve()):
         raise InputError("--prey is for --action-kind continuous, and --out FOLDER, not the shipped one")
     if args.prey and not (args.env_id in WITH_PREY and args.prey.is_file()):

@@ -3,7 +3,7 @@
     python -m experiments.enjoy runs/NAME                   # its scores again, as one line of JSON
     python -m experiments.enjoy runs/NAME --gif team.gif    # and a film of its first seed
 
-Takes run folders of spacql.py, spacql_continuous.py and experiments.bc. By default the episodes are those
+Takes run folders of spacql.py, spacql_continuous.py and experiments.bc. The episodes are those
 behind the run's own reported scores, so that these come out again. Films are of the particle worlds; a team
 of three is shown beside random play and the behaviour that logged the medium data, from the same starts.
 Nothing is chosen: starts are those of seeds EVAL_SEED, EVAL_SEED + 1, ..., the numbers above the teams their
@@ -26,7 +26,7 @@ from envs.particles import ENV_IDS
 from envs.shipped import POLICY, load_policies
 from experiments.films import compose, film, save_gif
 from utils import runs
-from utils.errors import InputError, check_choice, check_numbers
+from utils.errors import InputError, check_choice
 from utils.files import parse, run_script, say
 
 SCRIPTS = {script.SCRIPT: script for script in (spacql, spacql_continuous)}
@@ -39,8 +39,6 @@ class Args:
 
     folder: tyro.conf.Positional[Path]
     """run folder of either script, or its checkpoint.pt"""
-    episodes: int | None = None
-    """episodes for each seed; default as many as the run itself was scored in"""
     gif: Path | None = None
     """film three episodes of the first seed into this file"""
     device: str = "auto"
@@ -95,12 +93,11 @@ def film_teams(folder: Path, path: Path, learnt_score: float) -> None:
 def main(argv=None):
     """Score the run's teams and print the summary as JSON, then film; returns the summary."""
     args = parse(Args, argv, description="\n".join(__doc__.splitlines()[:4]))
-    check_numbers(vars(args), {}, {})
     script, settings, saved, worlds = load_team(args.folder, runs.pick_device(args.device))
     if args.gif and settings.env_id not in ENV_IDS:
         raise InputError(f"only {', '.join(ENV_IDS)} can be filmed, not {settings.env_id}")
     policy = partial(script.play, saved["actor"], scale=saved["scale"])
-    episodes = args.episodes or script.FINAL_FACTOR * settings.eval_episodes
+    episodes = script.FINAL_FACTOR * settings.eval_episodes
     env = worlds(settings.num_seeds * episodes)
     returns = script.evaluate(policy, env, settings.num_seeds, script.EVAL_SEED + 1)  # [S, episodes]
     facts = saved["facts"]
