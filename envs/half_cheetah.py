@@ -36,7 +36,6 @@ POSITIONS, VELOCITIES = slice(1, 10), slice(10, 19)
 class HalfCheetah:
     """num_worlds HalfCheetahs stepped together, with the interface of envs.particles.Worlds.
 
-    threads: how many step them; by default as many as torch has, at most one per world.
     seed: fixes every later reset. The first worlds of a larger batch start as a smaller batch does.
     """
 
@@ -44,10 +43,9 @@ class HalfCheetah:
     num_learners = num_bodies = 2
     horizon, obs_dim, state_dim, action_dim = HORIZON, 6, 17, 3
 
-    def __init__(self, num_worlds, device="cpu", seed=0, threads=None):
-        threads = torch.get_num_threads() if threads is None else threads  # what OMP_NUM_THREADS allows
+    def __init__(self, num_worlds, device="cpu", seed=0):
         self.num_worlds, self.device = num_worlds, torch.device(device)
-        threads = min(threads, num_worlds)
+        threads = min(torch.get_num_threads(), num_worlds)  # what OMP_NUM_THREADS allows
         self._model = mujoco.MjModel.from_xml_path(str(ASSETS / "half_cheetah.xml"))
         self._simulators = [mujoco.MjData(self._model) for _ in range(threads)]  # take up each world in turn
         bounds = [num_worlds * i // threads for i in range(threads + 1)]

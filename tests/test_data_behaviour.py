@@ -102,7 +102,7 @@ def test_training_writes_a_file_that_loads_and_is_deterministic(env_id, kind, tm
 
 
 def test_standard_scores_are_folded_into_the_saved_actors():
-    worlds = HalfCheetah(4, threads=1)
+    worlds = HalfCheetah(4)
     worlds.horizon = 50
     team = behaviour.Team(worlds, range(2), default_args("HalfCheetah-2x3", "continuous"), torch.Generator())
     assert team.obs_std.max() > 5 * team.obs_std.min(), "the raw numbers are of different sizes"

@@ -73,7 +73,7 @@ def differences(worlds, steps, action_scale=1.0):
 @pytest.mark.parametrize(("steps", "action_scale"), [(1000, 1.0), (100, 1.5)])
 def test_whole_episodes_are_the_librarys_to_the_last_bit(steps, action_scale):
     """Torques beyond 1 are limited by the simulator and paid for in full, here as there."""
-    worlds = HalfCheetah(2, threads=2)
+    worlds = HalfCheetah(2)
     play(worlds, some_actions(5, 2))
     worlds.reset()  # forgets what was before
     assert differences(worlds, steps, action_scale) == set()
@@ -83,11 +83,11 @@ def test_whole_episodes_are_the_librarys_to_the_last_bit(steps, action_scale):
 def test_comparison_notices_mistakes(name, monkeypatch):
     mistake, wrong = CHEETAH[name]
     mistake(monkeypatch)
-    assert differences(HalfCheetah(1, threads=1), 20) == wrong
+    assert differences(HalfCheetah(1), 20) == wrong
 
 
 def test_starts_are_distributed_as_the_librarys():
-    worlds, single = HalfCheetah(4000, threads=1), library_env().single_agent_env.unwrapped
+    worlds, single = HalfCheetah(4000), library_env().single_agent_env.unwrapped
     shift, velocities = worlds._positions - single.init_qpos, worlds._velocities - single.init_qvel
     limit = single._reset_noise_scale
     assert np.abs(shift).max() <= limit and np.allclose(np.abs(shift).mean(0), limit / 2, atol=0.003)
@@ -99,18 +99,20 @@ def test_starts_are_distributed_as_the_librarys():
 # ------------------------------------------------------------------------- however the worlds are shared out
 
 
-def test_numbers_do_not_depend_on_threads_or_neighbours():
+def test_numbers_do_not_depend_on_threads_or_neighbours(monkeypatch):
     actions = some_actions(60, 7)
-    first = play(HalfCheetah(7, seed=2, threads=1), actions)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    first = play(HalfCheetah(7, seed=2), actions)
     for threads in (2, 3):
-        again = play(HalfCheetah(7, seed=2, threads=threads), actions)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        again = play(HalfCheetah(7, seed=2), actions)
         assert all(map(torch.equal, first, again)), threads
-    fewer = play(HalfCheetah(3, seed=2, threads=2), actions[:, :3])  # starts as the larger batch does
+    fewer = play(HalfCheetah(3, seed=2), actions[:, :3])  # starts as the larger batch does
     assert all(torch.equal(a[:, :3], b) for a, b in zip(first, fewer, strict=True))
 
 
 def test_wrong_actions_are_refused_and_move_nothing():
-    worlds = HalfCheetah(3, threads=1)
+    worlds = HalfCheetah(3)
     before, right = worlds.state(), torch.zeros(3, 2, 3)
     for actions in (right.flatten(1), right[:2], right.long(), right * np.nan):
         assert "actions must " in one_line(lambda actions=actions: worlds.step(actions))
