@@ -96,7 +96,6 @@ def cells():
         for backup, sizes, adaptive in (("k = n", [num], 0), ("k = 1", [1], 0), ("spacql", everyone, 1)):
             error, bias = evaluate(world, counts, members, prior, sizes, adaptive)
             found |= {(backup, "error"): error.abs(), (backup, "bias"): bias.abs()}
-            found[backup, "estimation"] = (error - bias).abs()
             found[backup, "lead"] = found["k = n", "error"] - found[backup, "error"]
         yield (name, num, samples), found
 
