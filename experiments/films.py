@@ -54,8 +54,6 @@ def compose(films: list[list], titles: list[str]) -> list[Image.Image]:
             sheet.paste(small_frame, (left, CAPTION))
             draw.text((left + SIDE / 2, 13), title, "black", large, anchor="mm")
             draw.text((left + SIDE / 2, 34), text, "#555555", small, anchor="mm")
-            if place:
-                draw.line([(left, 0), (left, SIDE + CAPTION)], "#bbbbbb")
         pictures.append(sheet)
     return pictures
 
