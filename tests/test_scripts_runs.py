@@ -151,6 +151,15 @@ def test_every_setting_has_a_say(script, run, capfd):
     assert len(ends) == len(flags)
 
 
+@one_script
+@pytest.mark.parametrize("quality", ["expert", "medium"])
+def test_collapse_on_one_agent_is_told_on_expert_data(quality, script, run, capfd, monkeypatch):
+    one = lambda u: (torch.arange(u.shape[-1]) == 0).expand(u.shape) * 1.0  # noqa: E731
+    monkeypatch.setattr(script.module, "replacement_weights", one)
+    assert run(f"--dataset {quality} --rounds 1")["k_eff"] == 1
+    assert ("collapsed on k = 1" in capfd.readouterr().err) == (quality == "expert")
+
+
 def test_the_sisters_share_tables_and_flags():
     """A table has every task and quality; what it says is a flag, and not set otherwise."""
     modules = [script.module for script in SCRIPTS]

@@ -289,6 +289,8 @@ def save_results(log, args, returns: torch.Tensor, scores: torch.Tensor, history
         with contextlib.redirect_stdout(sys.stderr):  # only the summary goes to stdout
             wandb.finish()
     weights = np.mean(history["weights"][-1], axis=0)
+    if args.backup == "spacql" and facts["quality"] == "expert" and weights[0] > 0.9:
+        say("warning: w has collapsed on k = 1 on expert data: SPaCQL has become ICQL-QS here")
     shown = (
         "env_id dataset backup penalty actor_others clone_weight num_critics learning_rate cql_alpha rounds"
     )
