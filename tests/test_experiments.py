@@ -156,7 +156,7 @@ MEANINGS = {  # what methods' names mean, as flags of a training script
     "icql-qs-2": dict(backup="icql-qs", num_critics=2),
     "clone": dict(clone_weight=1.0),
 }
-for method in SWEPT:
+for method in SWEPT | plan.CROWD_SWEPT:
     name, alpha = method.split("-")
     MEANINGS[method] = MEANINGS[name] | dict(cql_alpha=float(alpha))
 for method in SIZED:
