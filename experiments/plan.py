@@ -200,7 +200,7 @@ PLAN = (  # in the order in which they run: the most telling first
     block("discrete", PARTICLES, REPLAY, MAIN, **DEFAULT_SIZE),
     block("discrete", PREY, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
     block("narrow", PREY, NARROW, NARROW_METHODS, **DEFAULT_SIZE, num_seeds=3),
-    block("crowd", SPREAD, CROWD[:1], CROWD_SWEPT, 400, num_seeds=len(CHOOSING)),
+    block("crowd", SPREAD, CROWD[:1], (*CROWD_SWEPT, "bc"), 400, num_seeds=len(CHOOSING)),
     block("crowd", SPREAD, CROWD, TEN_CRITICS, 400, flags="--cql-alpha 72.9"),  # chosen by these
     block("coordination", ("two_doors",), DOORS, (*TEN_CRITICS, *VS_POLICY), 150, batch_size=128),
     block("continuous", PARTICLES, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),

@@ -36,7 +36,7 @@ TABLES = {  # by grid: title and columns
     "size": ("Medium-replay data of other sizes (`spacql_continuous.py`)", tuple(plan.SIZED)),
     "discrete": ("Discrete actions (`spacql.py`)", METHODS),
     "narrow": ("Other actors, for narrow data (`spacql.py`)", ("spacql", *plan.NARROW_METHODS, "bc")),
-    "crowd": ("Six agents, near-expert data (`spacql.py`)", (*plan.TEN_CRITICS, *plan.CROWD_SWEPT)),
+    "crowd": ("Six agents, near-expert data (`spacql.py`)", (*plan.TEN_CRITICS, "bc", *plan.CROWD_SWEPT)),
     "coordination": ("Teams that act together (`spacql.py`)", (*plan.TEN_CRITICS, *plan.VS_POLICY)),
 }
 # Grids with the same actions share their rows: no method has two meanings. Other grids are of no account.
