@@ -28,8 +28,8 @@ MECHANISM = {
 INTRODUCTION = f"""# The original recipe, taken apart
 
 Written by `python -m experiments.recipe_report` from the grid `recipe` of [csv/curves.csv](csv/curves.csv)
-and [csv/runs.csv](csv/runs.csv), which has every run's command, seed, commit and machine. Random data, which
-are the paper's; two critics, batch 1024, one random agent per transition in the penalty (unbiased). An
+and [csv/runs.csv](csv/runs.csv), which has every run's command, seed, commit and machine. Random data, the
+paper's up to chance; two critics, batch 1024, one random agent per transition in the penalty (unbiased). An
 evaluation has 1000 episodes and comes every 100 rounds. *End* is the mean of the last {LAST} evaluations,
 *drop* the best mean of {LAST} in a row minus that; a number per seed. Flags are those of
 `python -m experiments.original_recipe`, OURS those of every part that is not as in spacql_continuous.py.

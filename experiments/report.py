@@ -47,7 +47,7 @@ Written by `python -m experiments.report` from [csv/runs.csv](csv/runs.csv), whi
 command, seed, commit and machine. Scores are last scores, not best ones: greedy actors after the last round
 (1000 episodes a seed, HalfCheetah 20); 0 is random play and 100 the expert. Data have the paper's
 [sizes and means](../docs/data.md#behaviour-qualities-and-their-scores); random data with forces are the
-paper's own, with OMAR's prey. Rounds of batch 256 have default settings, those of batch 1024 the paper's.
+paper's up to chance, with OMAR's prey. Rounds of batch 256 have default settings, of batch 1024 the paper's.
 
 A score is the interquartile mean over seeds (of five the mean of the middle three), in brackets its 95%
 bootstrap interval (rliable's method), then the plain mean. n is the number of seeds where it is not 5; fewer
