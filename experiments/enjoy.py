@@ -6,7 +6,7 @@
 Takes run folders of spacql.py, spacql_continuous.py and experiments.bc. The episodes are those behind the
 run's own reported scores, so that these come out again. Films are of the particle worlds; a team of three is
 shown beside random play and the behaviour that logged the medium data, from the same starts. Nothing is
-chosen: starts are those of seeds EVAL_SEED, EVAL_SEED + 1, ..., the numbers above the teams mean scores.
+chosen: starts are those of seeds EVAL_SEED, EVAL_SEED + 1, ..., numbers above teams are mean scores.
 """
 
 import json

@@ -39,11 +39,11 @@ def row_of(env_id: str, kind: str, quality: str) -> dict:
 
 def table(rows: pd.DataFrame) -> str:
     """A Markdown table of the datasets: the return with forces and torques, then the score with moves."""
-    texts = rows.round(1).astype(str)
+    texts = rows.round(1).astype(str).rename(columns=dict(points="its score", our_points="ours, moves"))
     texts["the paper's"] = texts["published_mean"] + " ± " + texts["published_deviation"]
     texts["ours"] = texts["mean"] + " ± " + texts["deviation"]
     forces, moves = (texts[texts["actions"] == kind] for kind in ("continuous", "discrete"))
-    scores = moves[["task", "quality", "points", "our_points"]]
+    scores = moves[["task", "quality", "its score", "ours, moves"]]
     whole = forces[["task", "quality", "the paper's", "ours"]].merge(scores, how="left").fillna("")
     return whole.to_markdown(index=False, disable_numparse=True)
 
