@@ -23,7 +23,6 @@ from utils.files import run_script, say
 
 SCRIPT = "experiments/original_recipe.py"
 EPS, MOMENTUM = 1e-5, 0.1  # torch's, of batch-norm
-CALLS = ("target", "fit", "actor")  # of the critics
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ class Args(ours.Args):
     """batch-norm of states and observations by the call's moments, the data's, or running ones"""
     norm_actions: Literal["call", "centred", "data", "running", "one-pass", "none"] = "call"
     """of actions; centred: the call's mean alone; one-pass: data and target together (CrossQ)"""
-    norm_calls: Literal["all", "target", "fit", "actor", "not-target", "not-actor"] = "all"
-    """where --norm-actions holds; elsewhere by the data's"""
+    norm_calls: tuple[Literal["target", "fit", "actor"], ...] = ("target", "fit", "actor")
+    """calls of the critics where --norm-actions holds; elsewhere by the data's"""
     one_call: bool = True
     """the N agents' queries in (6) and for k = 1 are one call, else a call each"""
     affine: bool = True
@@ -82,10 +81,10 @@ class Args(ours.Args):
 # ------ batch-norm, data
 
 
-def moments(x, dims, how="call", data=None, running=None):
-    """Mean and variance for x [S, B, R, ...]: its own over `dims`, the data's, or running ones, updated."""
-    if how == "data":
-        return data
+def moments(x, dims, how="call", known=None, running=None):
+    """Mean and variance for x [S, B, R, ...]: its own over `dims`, running ones, updated, or those known."""
+    if how not in ("call", "centred", "running"):
+        return known
     var, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
     if how == "running":
         for old, new in zip(running, (mean, var), strict=True):
@@ -169,10 +168,8 @@ def main(argv=None):
     optimizers = dict(critic_adam=critic_adam, actor_adam=actor_adam)
     first_round, history = runs.restore(saved, networks, optimizers, generators, [*of_obs])
 
-    several = {"all": CALLS, "not-target": CALLS[1:], "not-actor": CALLS[:2]}
-    norm = dict.fromkeys(CALLS, "data")  # of actions
-    if args.norm_actions in ("call", "centred", "running"):
-        norm |= dict.fromkeys(several.get(args.norm_calls, [args.norm_calls]), args.norm_actions)
+    calls = ("target", "fit", "actor")
+    norm = {call: args.norm_actions if call in args.norm_calls else "data" for call in calls}
 
     def outputs_of(actor, obs, how):
         """Outputs [S, B, N, A] at obs [S, B, N, O]."""
@@ -201,6 +198,7 @@ def main(argv=None):
     everyone = torch.arange(num_agents, device=device)
     together = (1, 2) if args.one_call else 1
     exact = args.backup == "icql-qs" and args.exact_k1
+    alone = 1 - torch.eye(num_agents, device=device)  # [N, N]: the i-th query replaces agent i
 
     def policy(obs):
         return outputs_of(actor, obs.to(device), "data").tanh()
@@ -216,15 +214,11 @@ def main(argv=None):
             # ---- target: equations (1) to (4)
             with torch.no_grad():
                 mean = outputs_of(target_actor, next_obs, args.norm_states).tanh().unsqueeze(2)
-                shape = args.batch_size, 1 if exact else len(sizes), num_agents, action_dim
-                noise = ours.per_seed(torch.randn, generators, shape)
+                shape = args.batch_size, len(sizes), num_agents
+                noise = ours.per_seed(torch.randn, generators, (*shape, action_dim))
                 sampled = (mean + args.target_noise * noise).clamp(-1, 1)  # [S, B, K, N, A]
-                if exact:
-                    each = sampled.transpose(2, 3)  # [S, B, N, 1, A]
-                    replaced = ours.counterfactuals(next_actions, everyone, each).squeeze(3)
-                else:
-                    order = ours.per_seed(torch.rand, generators, shape[:-1])  # [S, B, K, N]
-                    replaced = ours.partial_replacement(next_actions, sampled, order, sizes)
+                order = alone if exact else ours.per_seed(torch.rand, generators, shape)
+                replaced = ours.partial_replacement(next_actions, sampled, order, sizes)
                 if args.norm_actions == "one-pass":
                     known = moments(torch.cat([actions.unsqueeze(2), replaced], 2).flatten(3), (1, 2))
                 ask = partial(q_values, how=norm["target"], over=together if exact else 1)

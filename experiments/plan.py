@@ -53,14 +53,14 @@ OURS = (
 )
 RECIPES = {
     "original": "",
-    "not-actor": "--norm-calls not-actor",  # in (6) by the data's
-    "not-actor-l2": "--norm-calls not-actor --output-l2 0.1",
+    "not-actor": "--norm-calls target fit",  # in (6) by the data's
+    "not-actor-l2": "--norm-calls target fit --output-l2 0.1",
     "l2": "--output-l2 0.1",
-    "not-target": "--norm-calls not-target",
+    "not-target": "--norm-calls fit actor",
     "ours": f"{OURS} --norm-actions none",
     "ours-centred": f"{OURS} --norm-actions centred --no-one-call",
     "slow": "--learning-rate 0.001",  # spread's is 0.01
-    "slow-cured": "--norm-calls not-actor --output-l2 0.1 --learning-rate 0.001",
+    "slow-cured": "--norm-calls target fit --output-l2 0.1 --learning-rate 0.001",
     "target": "--norm-calls target",
     "fit": "--norm-calls fit",
     "actor": "--norm-calls actor",
