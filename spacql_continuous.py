@@ -54,7 +54,7 @@ TASKS = {
     "simple_world": PARTICLES | dict(learning_rate=0.003),
     "HalfCheetah-2x3": CHEETAH | dict(learning_rate=0.0003),
 }
-PAPER_SIZE = {  # CFCQL's, as CQL_ALPHA
+PAPER_SIZE = {  # CFCQL's, as CQL_ALPHA but for tag's and world's medium and expert
     "simple_spread": dict(rounds=2000, batch_size=1024, learning_rate=0.01),
     "simple_tag": dict(rounds=2000, batch_size=1024, learning_rate=0.001),
     "simple_world": dict(rounds=5000, batch_size=1024, learning_rate=0.001),
@@ -62,8 +62,8 @@ PAPER_SIZE = {  # CFCQL's, as CQL_ALPHA
 }
 CQL_ALPHA = {
     "simple_spread": {"random": 0.5, "medium-replay": 1.0, "medium": 5.0, "expert": 2.5},
-    "simple_tag": {"random": 0.5, "medium-replay": 0.5, "medium": 0.6, "expert": 2.0},
-    "simple_world": {"random": 0.5, "medium-replay": 0.5, "medium": 0.32, "expert": 0.3},
+    "simple_tag": {"random": 0.5, "medium-replay": 0.5, "medium": 2.7, "expert": 2.7},
+    "simple_world": {"random": 0.5, "medium-replay": 0.5, "medium": 2.7, "expert": 2.7},
     "HalfCheetah-2x3": {"random": 0.1, "medium-replay": 0.4, "medium": 1.0, "expert": 1.7},
 }
 CRITIC_UPDATES = 5  # per round
