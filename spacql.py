@@ -51,13 +51,13 @@ TASKS = {
     "simple_world": dict(learning_rate=0.003, entropy_coef=0.1),
     "two_doors": dict(learning_rate=0.01, entropy_coef=0.02),
 }
-PAPER_SIZE = {  # CFCQL's, as CQL_ALPHA but for two_doors, and for tag's and world's medium and expert
+PAPER_SIZE = {  # CFCQL's
     "simple_spread": dict(rounds=2000, batch_size=1024, learning_rate=0.01),
     "simple_tag": dict(rounds=2000, batch_size=1024, learning_rate=0.001),
     "simple_world": dict(rounds=5000, batch_size=1024, learning_rate=0.001),
     "two_doors": {},
 }
-CQL_ALPHA = {
+CQL_ALPHA = {  # CFCQL's, but for two_doors, and for tag's and world's medium and expert
     "simple_spread": {"random": 0.5, "medium-replay": 1.0, "medium": 5.0, "expert": 2.5},
     "simple_tag": {"random": 0.5, "medium-replay": 0.5, "medium": 8.1, "expert": 8.1},
     "simple_world": {"random": 0.5, "medium-replay": 0.5, "medium": 2.7, "expert": 2.7},
@@ -245,7 +245,7 @@ def sample_policy(actor, obs, count, generators):
 
 def counterfactuals(actions, agents, to):
     """Joint actions [S, B, M, C, N, A]: one of `agents` [S, B, M] plays one of `to` [S, B, M, C, A], the
-    others as in actions [S, B, N, A]."""
+    others as in actions [S, B, N, A]. What agents and `to` lack in front is the same for all."""
     acts = torch.eye(actions.shape[2], dtype=torch.bool, device=actions.device)[agents]  # [S, B, M, N]
     return torch.where(acts[..., None, :, None], to.unsqueeze(-2), actions[:, :, None, None])
 

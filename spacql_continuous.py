@@ -54,13 +54,13 @@ TASKS = {
     "simple_world": PARTICLES | dict(learning_rate=0.003),
     "HalfCheetah-2x3": CHEETAH | dict(learning_rate=0.0003),
 }
-PAPER_SIZE = {  # CFCQL's, as CQL_ALPHA but for tag's and world's medium and expert
+PAPER_SIZE = {  # CFCQL's
     "simple_spread": dict(rounds=2000, batch_size=1024, learning_rate=0.01),
     "simple_tag": dict(rounds=2000, batch_size=1024, learning_rate=0.001),
     "simple_world": dict(rounds=5000, batch_size=1024, learning_rate=0.001),
     "HalfCheetah-2x3": dict(rounds=100_000),
 }
-CQL_ALPHA = {
+CQL_ALPHA = {  # CFCQL's, but for tag's and world's medium and expert
     "simple_spread": {"random": 0.5, "medium-replay": 1.0, "medium": 5.0, "expert": 2.5},
     "simple_tag": {"random": 0.5, "medium-replay": 0.5, "medium": 2.7, "expert": 2.7},
     "simple_world": {"random": 0.5, "medium-replay": 0.5, "medium": 2.7, "expert": 2.7},
@@ -257,7 +257,7 @@ def sample_policy(actor, obs, count, generators):
 
 def counterfactuals(actions, agents, to):
     """Joint actions [S, B, M, C, N, A]: one of `agents` [S, B, M] plays one of `to` [S, B, M, C, A], the
-    others as in actions [S, B, N, A]."""
+    others as in actions [S, B, N, A]. What agents and `to` lack in front is the same for all."""
     acts = torch.eye(actions.shape[2], dtype=torch.bool, device=actions.device)[agents]  # [S, B, M, N]
     return torch.where(acts[..., None, :, None], to.unsqueeze(-2), actions[:, :, None, None])
 
@@ -272,7 +272,7 @@ def penalty_candidates(args, actions, policies, generators):
     order = per_seed(torch.rand, generators, (batch, num_agents)).argsort(-1)
     agents = order[..., : args.penalty_agents]
     if args.penalty == "macql":
-        agents = order.sort(-1).values  # everybody
+        agents = torch.arange(num_agents, device=order.device).expand_as(order)
     shape = (*agents.shape[1:], CANDIDATES, dim)
     to = [2 * per_seed(torch.rand, generators, shape) - 1]  # [S, B, M, C, A]
     log_density = [torch.full_like(to[0][..., 0], -dim * math.log(2))]
@@ -337,8 +337,7 @@ def fill_in(args, quality, num_agents):
     defaults = DEFAULTS | TASKS[args.env_id] | dict(cql_alpha=CQL_ALPHA[args.env_id].get(quality))
     if args.paper_size:
         defaults |= PAPER_SIZE[args.env_id] | dict(penalty_agents=num_agents)
-    missing = {k: value for k, value in defaults.items() if getattr(args, k) is None}
-    args = replace(args, **missing)
+    args = replace(args, **{k: value for k, value in defaults.items() if getattr(args, k) is None})
     if args.cql_alpha is None:
         raise InputError(f"no default alpha for data of quality '{quality}': give --cql-alpha")
     return replace(args, penalty_agents=min(args.penalty_agents, num_agents))
@@ -378,7 +377,8 @@ def main(argv=None):
     log = runs.start_log(folder, args, first_round)
     policy = partial(play, actor, scale=scale)
     world = dict(num_agents=num_agents, device=device, action_kind=KIND, prey=prey)
-    worlds = make_env(args.env_id, args.num_seeds * args.eval_episodes, **world)
+    make_worlds = partial(make_env, args.env_id, **world)
+    worlds = make_worlds(args.num_seeds * args.eval_episodes)
     sizes = {"icql-qs": [1], "joint": [num_agents]}.get(args.backup, range(1, num_agents + 1))
     sizes = torch.tensor(list(sizes), device=device)  # [K]
     watched = []  # w_k of the updates since the last evaluation, [S, K]
@@ -454,7 +454,7 @@ def main(argv=None):
             runs.save_checkpoint(folder, networks, optimizers, generators, rest | dict(facts=dataset.facts))
 
     # ---- the reported scores, in fresh worlds
-    worlds = make_env(args.env_id, FINAL_FACTOR * args.num_seeds * args.eval_episodes, **world)
+    worlds = make_worlds(FINAL_FACTOR * args.num_seeds * args.eval_episodes)
     returns = evaluate(policy, worlds, args.num_seeds, EVAL_SEED + 1)
     scores = normalise(returns.mean(1), dataset.facts)
     return runs.save_results(log, args, returns, scores, history, dataset.facts)

@@ -2,8 +2,8 @@
 
     python -m experiments.original_recipe --prey pretrained_adv_model.pt    # tag random, joint, two critics
 
-To be read beside spacql_continuous.py, whose equations, networks, letters and flags it takes. Not as there:
-transitions are drawn with replacement, and played actors use the data's moments, not running means of them.
+To be read beside spacql_continuous.py, whose equations, networks, letters and flags it takes. Unlike the
+official code transitions are drawn with replacement, and played actors use the data's moments.
 """
 
 import sys
@@ -51,7 +51,7 @@ class Args(ours.Args):
     """deviation of noise on the target's actions"""
 
     norm_states: Literal["call", "data", "running"] = "call"
-    """batch-norm of states and observations by the call's moments, the data's, or running ones"""
+    """batch-norm by the call's moments, the data's, or running ones (of observations: the data's)"""
     norm_actions: Literal["call", "centred", "data", "running", "one-pass", "none"] = "call"
     """of actions; centred: the call's mean alone; one-pass: data and target together (CrossQ)"""
     norm_calls: tuple[Literal["target", "fit", "actor"], ...] = ("target", "fit", "actor")
@@ -159,7 +159,7 @@ def main(argv=None):
     actor += init_batch_norm(args.num_seeds, num_agents, 1, obs_dim, device=device)
     running = [*init_batch_norm(args.num_seeds, 1, 1, width, device=device)]
     target_critic, target_actor = [p.clone() for p in critic], [p.clone() for p in actor]
-    learned_critic, learned_actor = (p if args.affine else p[:6] for p in (critic, actor))
+    learned_critic, learned_actor = (net if args.affine else net[:6] for net in (critic, actor))
     adam = partial(torch.optim.Adam, lr=args.learning_rate, fused=True)
     critic_adam = adam([p.requires_grad_() for p in learned_critic])
     actor_adam = adam([p.requires_grad_() for p in learned_actor])
@@ -213,10 +213,10 @@ def main(argv=None):
 
             # ---- target: equations (1) to (4)
             with torch.no_grad():
-                mean = outputs_of(target_actor, next_obs, args.norm_states).tanh().unsqueeze(2)
+                by_policy = outputs_of(target_actor, next_obs, args.norm_states).tanh().unsqueeze(2)
                 shape = args.batch_size, len(sizes), num_agents
                 noise = ours.per_seed(torch.randn, generators, (*shape, action_dim))
-                sampled = (mean + args.target_noise * noise).clamp(-1, 1)  # [S, B, K, N, A]
+                sampled = (by_policy + args.target_noise * noise).clamp(-1, 1)  # [S, B, K, N, A]
                 order = alone if exact else ours.per_seed(torch.rand, generators, shape)
                 replaced = ours.partial_replacement(next_actions, sampled, order, sizes)
                 if args.norm_actions == "one-pass":
@@ -268,10 +268,10 @@ def main(argv=None):
             report = dict(scores=normalise(returns.mean(1), dataset.facts))  # [S]
             report |= dict(weights=weights.mean(1), u=u.mean(1), q_data=q_data.mean((1, 2)))
             # The target policies' joint actions, and what the targets think of them.
-            report |= dict(policy_mean=mean.mean(1).abs().mean((1, 2, 3)))
-            report |= dict(policy_std=mean.std(1).mean((1, 2, 3)))
+            report |= dict(policy_mean=by_policy.mean(1).abs().mean((1, 2, 3)))
+            report |= dict(policy_std=by_policy.std(1).mean((1, 2, 3)))
             for how in ("call", "data"):
-                q = q_values(target_critic, next_state, mean, how).detach()
+                q = q_values(target_critic, next_state, by_policy, how).detach()
                 report[f"q_by_{how}"] = q.mean((1, 2, 3))
             # How much of the critics' slope in logged actions is the same in all states.
             asked = actions.clone().requires_grad_()
