@@ -24,7 +24,7 @@ Deviations, and readings of our own:
   * lambda_i = 1/N; that mean is estimated from one random agent a transition (--penalty-agents);
   * one reward, the agents' mean, centred over the data: nothing is terminal, so Q only shifts;
   * actors ascend the critics' mean, once a round, on its last batch;
-  * inputs are standardised once, not batch-normalised at every call, but see CENTRED;
+  * inputs are standardised once, by the data, not by batch-norm at every call;
   * the last step of an episode has no logged next action and is not sampled.
 """
 
@@ -72,7 +72,6 @@ TAU = dict.fromkeys(TASKS, 0.01) | {"HalfCheetah-2x3": 0.005}  # Polyak step of 
 TARGET_NOISE, CANDIDATE_NOISE = 0.05, 0.2  # deviations of a normal distribution
 CANDIDATES = 10  # per agent and distribution
 ACTION_L2 = 0.001  # weight of the squared actions in (6)
-CENTRED = ("simple_spread",)  # there actions count minus their batch's mean
 EVAL_SEED = 12345  # of the worlds that score teams
 FINAL_FACTOR = 5  # times --eval-episodes are behind the reported scores
 CACHE_NUMBERS = 2**19  # activations that fit a core's caches
@@ -228,11 +227,9 @@ def actor_outputs(actor, obs):
     return (x @ w3 + b3).transpose(1, 2)
 
 
-def critic_values(critic, state, joint, centred=False):
+def critic_values(critic, state, joint):
     """Q [S, E, B, R] of R joint actions [S, B, R, N, A] in each state [S, B, D]; on a CPU in parts whose
-    activations fit a core's caches. centred: actions count minus their mean over the batch."""
-    if centred:
-        joint = joint - joint.mean(1, keepdim=True)
+    activations fit a core's caches."""
     w1, b1, w2, b2, w3, b3 = critic
     (batch, rows), dim = joint.shape[1:3], state.shape[-1]
     activations = w1.shape[1] * batch * rows * w1.shape[3]
@@ -382,7 +379,6 @@ def main(argv=None):
     sizes = {"icql-qs": [1], "joint": [num_agents]}.get(args.backup, range(1, num_agents + 1))
     sizes = torch.tensor(list(sizes), device=device)  # [K]
     watched = []  # w_k of the updates since the last evaluation, [S, K]
-    q_values = partial(critic_values, centred=args.env_id in CENTRED)
     everyone = torch.arange(num_agents, device=device)
     rounds = range(first_round, args.rounds + 1)
     bar = tqdm(rounds, initial=first_round - 1, total=args.rounds, file=sys.stderr, unit="round")
@@ -397,8 +393,8 @@ def main(argv=None):
                 sampled = sample_policy(target_actor, next_obs, len(sizes), generators)  # [S, B, K, N, A]
                 order = per_seed(torch.rand, generators, sampled.shape[1:4])  # [S, B, K, N]
                 replaced = partial_replacement(next_actions, sampled, order, sizes)  # [S, B, K, N, A]
-                q_target = q_values(target_critic, next_state, replaced)  # [S, E, B, K]
-                u = uncertainty(q_values(critic, next_state, replaced))  # [S, B, K]
+                q_target = critic_values(target_critic, next_state, replaced)  # [S, E, B, K]
+                u = uncertainty(critic_values(critic, next_state, replaced))  # [S, B, K]
                 weights = torch.full_like(u, 1 / len(sizes))
                 if args.backup == "spacql":
                     weights = replacement_weights(u)
@@ -411,7 +407,7 @@ def main(argv=None):
                 near = [actor_outputs(actor, o).detach().tanh() for o in (obs, next_obs)]
             candidates, log_weights = penalty_candidates(args, actions, near, generators)
             joint = torch.cat([actions.unsqueeze(2), candidates.flatten(2, 3)], dim=2)
-            q = q_values(critic, state, joint)  # [S, E, B, 1 + M * C]
+            q = critic_values(critic, state, joint)  # [S, E, B, 1 + M * C]
             q_data, q_candidates = q[..., 0], q[..., 1:].unflatten(-1, log_weights.shape[2:])
             penalty = cql_penalty(q_candidates, log_weights, q_data)
             critics_loss = critic_loss(q_data, target, penalty, args.cql_alpha)  # [S, E]
@@ -428,7 +424,7 @@ def main(argv=None):
             others = outputs.detach().tanh()
         joint = counterfactuals(others, everyone, played).squeeze(3)  # [S, B, N, N, A]
         frozen = [p.detach() for p in critic]
-        q_policy = q_values(frozen, state, joint).mean(1)  # [S, B, N]
+        q_policy = critic_values(frozen, state, joint).mean(1)  # [S, B, N]
         actors_loss = actor_loss(outputs, q_policy, actions, clone_weight, args.output_l2)  # [S, N]
         actor_adam.zero_grad()
         actors_loss.sum().backward()

@@ -112,11 +112,10 @@ def judge(folder):
     generators = [torch.Generator().manual_seed(args.seed + s) for s in range(args.num_seeds)]
     index = script.per_seed(torch.randint, generators, len(fresh[0]), (STATES,))
     state, obs, logged = (x[index] for x in fresh[4:])  # their own scale is the run's but for chance
-    centred = dict(centred=True) if args.env_id in getattr(script, "CENTRED", ()) else {}
     found = []
     for joint in replaced(script, saved["target_actor"], obs, logged, generators):
         critic = [p.double() for p in saved["critic"]]
-        q = script.critic_values(critic, state.double(), joint.double(), **centred)
+        q = script.critic_values(critic, state.double(), joint.double())
         found.append(estimates(script, q, model, pairs, state, joint))
     names, rows = ("env_id", "dataset", "backup"), []
     head = dict(run=folder.name, script=script.SCRIPT) | {name: getattr(args, name) for name in names}

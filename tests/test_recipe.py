@@ -252,7 +252,7 @@ def test_running_moments():
 
 
 def test_centred_actions():
-    """They count minus their mean over the call, as in spacql_continuous.py on simple_spread."""
+    """They count minus their mean over the call."""
 
     def check(how):
         joint = torch.randn(2, 50, 3, 6, generator=torch.Generator().manual_seed(0)) * 2 + 1

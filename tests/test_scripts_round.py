@@ -52,9 +52,8 @@ def separate(params, s):
     return [separate_network(params, s, m) for m in range(params[0].shape[1])]
 
 
-def values(networks, states, joint, centred):
-    """Q [networks, rows] of joint actions [rows, N, A], or of these minus their mean."""
-    joint = joint - joint.mean(0) if centred else joint
+def values(networks, states, joint):
+    """Q [networks, rows] of joint actions [rows, N, A]."""
     return torch.stack([network(torch.cat([states, joint.flatten(1)], 1))[:, 0] for network in networks])
 
 
@@ -66,7 +65,6 @@ def reference(script, args, dataset, saved, spy, s):
     """The critics and the actors of seed s, with the gradients that the round must have."""
     module, doubles = script.module, lambda x: x[s].double()
     continuous = script.kind == "continuous"
-    centred = continuous and args["env_id"] == "simple_spread"
     data, _ = module.prepare(dataset, torch.device("cpu"))
     index = spy.index()[s]
     assert index.shape == (16,) and 0 <= index.min() and index.max() < len(data[0])
@@ -88,8 +86,8 @@ def reference(script, args, dataset, saved, spy, s):
             for b in range(batch):
                 chosen = order[s, b, j].argsort()[:k]
                 joint[b, chosen] = sampled[s, b, j, chosen].double()
-            lowest.append(values(targets, s2, joint, centred).amin(0))
-            weights.append(1 / values(critics, s2, joint, centred).std(0, correction=0))
+            lowest.append(values(targets, s2, joint).amin(0))
+            weights.append(1 / values(critics, s2, joint).std(0, correction=0))
         if args["backup"] != "spacql":
             weights = [torch.ones(batch).double()] * len(sizes)
         y = reward + args["gamma"] * sum(w * q for w, q in zip(weights, lowest, strict=True)) / sum(weights)
@@ -100,11 +98,11 @@ def reference(script, args, dataset, saved, spy, s):
         places = (o1, o2) if args["env_id"] == "HalfCheetah-2x3" else ()
         for policy, obs in zip(policies[0], places, strict=True):
             same(policy[s], torch.stack([actors[i](obs[:, i]).tanh() for i in range(num)], dim=1))
-    q, penalty = values(critics, s1, a1, centred), 0.0
+    q, penalty = values(critics, s1, a1), 0.0
     some, count = log_weights.shape[2:]
     assert some == (args["penalty_agents"] if args["penalty"] == "cfcql" else 1)
     for m in range(some):
-        rows = [values(critics, s1, doubles(candidates)[:, m, c], centred) for c in range(count)]
+        rows = [values(critics, s1, doubles(candidates)[:, m, c]) for c in range(count)]
         weighted = torch.stack(rows, -1) + doubles(log_weights)[:, m]  # [E, B, C]
         penalty = penalty + (weighted.exp().sum(-1).log() - q) / some
     ((q - y) ** 2 + args["cql_alpha"] * penalty).mean(1).sum().backward()
@@ -123,7 +121,7 @@ def reference(script, args, dataset, saved, spy, s):
 
         def value(own, i=i):
             joint = torch.stack([own if j == i else others[:, j] for j in range(num)], dim=1)
-            return values(critics_then, s1, joint, centred).mean(0)
+            return values(critics_then, s1, joint).mean(0)
 
         if continuous:
             action = outputs.tanh()
