@@ -208,7 +208,7 @@ PLAN = (  # in the order in which they run: the most telling first
     block("crowd", SPREAD, CROWD[:1], (*CROWD_SWEPT, "bc"), 400, num_seeds=len(CHOOSING)),
     block("crowd", SPREAD, CROWD, TEN_CRITICS, 400, flags="--cql-alpha 72.9"),  # chosen by these
     block("coordination", ("two_doors",), DOORS, (*TEN_CRITICS, *VS_POLICY), 150, batch_size=128),
-    block("continuous", PARTICLES, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
+    block("continuous", PARTICLES, NARROW, (*MAIN, "icql-qs-2"), **DEFAULT_SIZE, num_seeds=3),
     block("discrete", PARTICLES, RANDOM, MAIN, **DEFAULT_SIZE),
     block("discrete", SPREAD, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
     block("continuous", TAG, RANDOM, TWO_CRITICS, **EXACT[0][1] | dict(rounds=8000), num_seeds=3),
