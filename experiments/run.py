@@ -105,10 +105,11 @@ def rows_of(folder: Path, cells: list[Cell]) -> tuple[pd.DataFrame, pd.DataFrame
         history = {name.removeprefix("history_"): file[name] for name in file.files}
     if summary["device"] != "cpu":
         record["machine"] += f", {summary['device']}"
-    for flag, value in re.findall(r"--([\w-]+) (?!--)(\S+)", job.command()):
-        own = args[flag.replace("-", "_")]
-        if flag != "out" and type(own)(value) != own:
-            raise ValueError(f"it was run with --{flag} {own}, and {value} is planned")
+    for flag, values in re.findall(r"--([\w-]+)((?: (?!--)\S+)+)", job.command()):
+        own, planned = args[flag.replace("-", "_")], values.split()
+        same = planned == own if isinstance(own, list) else type(own)(*planned) == own
+        if flag != "out" and not same:
+            raise ValueError(f"it was run with --{flag} {own}, and {' '.join(planned)} is planned")
     numbers = dict(score=history["scores"])  # [evaluations, S]
     numbers |= {name: history[name] for name in ("k_eff", "q_data", *MECHANISM) if name in history}
     for name, short in (("weights", "w"), ("u", "u")):

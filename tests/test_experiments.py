@@ -305,6 +305,14 @@ def test_collect(stand_in, tmp_path):
         pd.testing.assert_frame_equal(report.read_csv(tmp_path / name), table.reset_index(drop=True))
 
 
+def run_with(folder, backup):
+    """The folder's results say that its run had this backup."""
+    with np.load(folder / "returns.npz") as file:
+        arrays = dict(file)
+    arrays["args"] = np.array(str(arrays["args"]).replace('"backup": "spacql"', f'"backup": {backup}'))
+    np.savez(folder / "returns.npz", **arrays)
+
+
 def test_damaged_and_other_folders_are_named_and_left_out(stand_in, tmp_path, capsys):
     """Whatever is broken, not planned, or was not run as planned."""
     good, *bad = [finished(tmp_path, cell) for cell in planned_cells()[:7]]
@@ -313,10 +321,8 @@ def test_damaged_and_other_folders_are_named_and_left_out(stand_in, tmp_path, ca
     (bad[2] / "returns.npz").unlink()
     (bad[3] / "cell.json").unlink()
     bad[4] = bad[4].rename(tmp_path / "other")
-    with np.load(bad[5] / "returns.npz") as file:
-        arrays = dict(file)
-    arrays["args"] = np.array(str(arrays["args"]).replace('"backup": "spacql"', '"backup": "joint"'))
-    np.savez(bad[5] / "returns.npz", **arrays)
+    run_with(bad[5], '"joint"')
+    run_with(good, '["spacql"]')  # a flag of several words
     assert len(collected([pd.DataFrame(), pd.DataFrame()], *bad, good)[1]) == 2
     said = capsys.readouterr().err.splitlines()
     assert [line.split(": ")[0] for line in said] == [f"left out {folder}" for folder in bad]
