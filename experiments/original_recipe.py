@@ -54,8 +54,8 @@ class Args(ours.Args):
     """batch-norm by the call's moments, the data's, or running ones (of observations: the data's)"""
     norm_actions: Literal["call", "centred", "data", "running", "one-pass", "none"] = "call"
     """of actions; centred: the call's mean alone; one-pass: data and target together (CrossQ)"""
-    norm_calls: tuple[Literal["target", "fit", "actor"], ...] = ("target", "fit", "actor")
-    """calls of the critics where --norm-actions holds; elsewhere by the data's"""
+    norm_in: tuple[Literal["target", "fit", "actor"], ...] = ("target", "fit", "actor")
+    """calls of the critics where call, centred or running holds; elsewhere by the data's"""
     one_call: bool = True
     """the N agents' queries in (6) and for k = 1 are one call, else a call each"""
     affine: bool = True
@@ -169,7 +169,7 @@ def main(argv=None):
     first_round, history = runs.restore(saved, networks, optimizers, generators, [*of_obs])
 
     calls = ("target", "fit", "actor")
-    norm = {call: args.norm_actions if call in args.norm_calls else "data" for call in calls}
+    norm = {call: args.norm_actions if call in args.norm_in else "data" for call in calls}
 
     def outputs_of(actor, obs, how):
         """Outputs [S, B, N, A] at obs [S, B, N, O]."""

@@ -53,17 +53,17 @@ OURS = (
 )
 RECIPES = {
     "original": "",
-    "not-actor": "--norm-calls target fit",  # in (6) by the data's
-    "not-actor-l2": "--norm-calls target fit --output-l2 0.1",
+    "not-actor": "--norm-in target fit",  # in (6) by the data's
+    "not-actor-l2": "--norm-in target fit --output-l2 0.1",
     "l2": "--output-l2 0.1",
-    "not-target": "--norm-calls fit actor",
+    "not-target": "--norm-in fit actor",
     "ours": f"{OURS} --norm-actions none",
     "ours-centred": f"{OURS} --norm-actions centred --no-one-call",
     "slow": "--learning-rate 0.001",  # spread's is 0.01
-    "slow-cured": "--norm-calls target fit --output-l2 0.1 --learning-rate 0.001",
-    "target": "--norm-calls target",
-    "fit": "--norm-calls fit",
-    "actor": "--norm-calls actor",
+    "slow-cured": "--norm-in target fit --output-l2 0.1 --learning-rate 0.001",
+    "target": "--norm-in target",
+    "fit": "--norm-in fit",
+    "actor": "--norm-in actor",
     "states": "--norm-actions data",
     "actions": "--norm-states data",
     "no-affine": "--no-affine",
