@@ -164,10 +164,7 @@ CROWD = tuple(f"datasets/crowd-{size}.h5" for size in (2500, 25_000))  # by expe
 DOORS = tuple(f"mix:share={share},noise=0.2" for share in (0, 0.25, 0.5, 0.75, 1))
 
 THREE, SLOW = ("original", "not-actor-l2", "ours"), ("slow", "slow-cured")
-WITH_K1 = (
-    "not-actor l2 not-target target fit actor states actions fixed fixed-affine running one-pass".split()
-)
-JOINT_ALONE = [name for name in RECIPES if name not in (*THREE, *SLOW, *WITH_K1, "ours-centred")]
+PARTS = [name for name in RECIPES if name not in (*THREE, *SLOW, "ours-centred")]
 PAPER_SIZE = dict(rounds=2000, batch_size=1024)
 ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in (TAG, WORLD))
 # The rows with the paper's own data, and one agent in the penalty, which is unbiased.
@@ -185,8 +182,7 @@ CHOSEN = {  # by the seeds of CHOOSING, and run with five more
 }
 PLAN = (  # in the order in which they run: the most telling first
     block("recipe", TAG, RANDOM, both(*THREE), **ON_TAG),
-    block("recipe", TAG, RANDOM, both(*WITH_K1), **ON_TAG, num_seeds=2),
-    block("recipe", TAG, RANDOM, [f"joint-{name}" for name in JOINT_ALONE], **ON_TAG, num_seeds=2),
+    block("recipe", TAG, RANDOM, both(*PARTS), **ON_TAG, num_seeds=2),
     block("recipe", SPREAD, RANDOM, both(*THREE), **PAPER_SIZE, num_seeds=3),
     block("recipe", SPREAD, RANDOM, both("ours-centred", "l2"), **PAPER_SIZE, num_seeds=2),
     block("recipe", SPREAD, RANDOM, [f"joint-{name}" for name in SLOW], **PAPER_SIZE, num_seeds=2),
