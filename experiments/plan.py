@@ -82,6 +82,14 @@ RECIPES = {
     "own-clip": "--no-clip-together",
     "no-l2": "--action-l2 0",
 }
+PUT_BACK = {  # parts of the original recipe into ours
+    "ours-rewards": "--no-centred-rewards",
+    "ours-terminal": "--terminal",
+    "ours-actors": "--first-critic --first-batch",
+    "ours-no-l2": "--output-l2 0",
+    "ours-rest": "--affine --small-last-layer --clip-together",
+}
+RECIPES |= {name: f"{OURS} --norm-actions none {flags}" for name, flags in PUT_BACK.items()}
 RECIPE_BACKUPS = {
     "joint": "--backup joint",
     "icql-qs": "--backup icql-qs",
@@ -164,7 +172,7 @@ CROWD = tuple(f"datasets/crowd-{size}.h5" for size in (2500, 25_000))  # by expe
 DOORS = tuple(f"mix:share={share},noise=0.2" for share in (0, 0.25, 0.5, 0.75, 1))
 
 THREE, SLOW = ("original", "not-actor-l2", "ours"), ("slow", "slow-cured")
-PARTS = [name for name in RECIPES if name not in (*THREE, *SLOW, "ours-centred")]
+PARTS = [name for name in RECIPES if name not in (*THREE, *SLOW, *PUT_BACK, "ours-centred")]
 PAPER_SIZE = dict(rounds=2000, batch_size=1024)
 ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in (TAG, WORLD))
 # The rows with the paper's own data, and one agent in the penalty, which is unbiased.
@@ -185,7 +193,7 @@ PLAN = (  # in the order in which they run: the most telling first
     block("recipe", TAG, RANDOM, both(*PARTS), **ON_TAG, num_seeds=2),
     block("recipe", SPREAD, RANDOM, both(*THREE), **PAPER_SIZE, num_seeds=3),
     block("recipe", SPREAD, RANDOM, both("ours-centred", "l2"), **PAPER_SIZE, num_seeds=2),
-    block("recipe", SPREAD, RANDOM, [f"joint-{name}" for name in SLOW], **PAPER_SIZE, num_seeds=2),
+    block("recipe", SPREAD, RANDOM, [f"joint-{x}" for x in (*SLOW, *PUT_BACK)], **PAPER_SIZE, num_seeds=2),
     block("recipe", WORLD, RANDOM, both(*THREE), **ON_WORLD, num_seeds=3),
     block("recipe", TAG, RANDOM, ("spacql-original", "spacql-not-actor-l2"), **ON_TAG, num_seeds=3),
     [
