@@ -97,7 +97,6 @@ class Args:
     """the others in (6): as logged (the paper) or by policy (ours)"""
     clone_weight: float = 0.0
     """of cloning in (6), times the data's squared predictability (ours)"""
-
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
     penalty_agents: int | None = None
@@ -106,12 +105,10 @@ class Args:
     """[alpha] weight of the penalty; default by task and quality"""
     output_l2: float | None = None
     """weight of the actors' squared outputs in (6) (ours); default 0.1"""
-
     seed: int = 0
     """first seed"""
     num_seeds: int = 1
     """[S] seeds trained at once: seed, seed + 1, ..."""
-
     rounds: int | None = None
     """of 5 critic, one actor and one target step; default 800, HalfCheetah 2000"""
     batch_size: int | None = None
@@ -128,14 +125,12 @@ class Args:
     """rounds between evaluations and checkpoints; default 20, HalfCheetah 200"""
     eval_episodes: int | None = None
     """per seed and evaluation, five times as many in the end; default 200, HalfCheetah 4"""
-
     dataset_size: int | None = None
     """transitions to simulate; default the paper's"""
     data_seed: int = 0
     """seed of the simulated dataset"""
     data_dir: str = "datasets"
     """of simulated data"""
-
     out: str = "runs"
     """where run folders go"""
     name: str | None = None

@@ -3,7 +3,7 @@
 Jin and Montana, "Partial Action Replacement: Tackling Distribution Shift in Offline MARL", AAAI 2026,
 arXiv 2511.07629. The method's maths comes from spacql.py, the functions that train.
 
-    python theory_checks.py --only contraction,lemma1       # by default all claims, in a minute
+    python theory_checks.py --only contraction,lemma1       # by default all claims, in seconds
 
 A claim is a pure function of a case to (value, bound). Its decorator holds name, equation, cases and what is
 expected: it holds, perhaps with a condition; fails, with these numbers on a counterexample; or is measured.

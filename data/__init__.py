@@ -1,1 +1,1 @@
-"""Where environments and datasets come from; nothing of the algorithm lives here."""
+"""Where datasets come from; nothing of the algorithm lives here."""

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from data import omar
-from utils.errors import InputError, check_choice
+from utils.errors import InputError
 from utils.files import reading, say
 
 SUFFIX = ".vlt"
@@ -37,7 +37,6 @@ def read_vault(folder: Path, env_id: str) -> tuple[dict[str, np.ndarray], dict]:
 
     Raises InputError, in one line, for whatever does not fit, and where tensorstore is not installed.
     """
-    check_choice("env-id", env_id, omar.SHAPES)
     try:
         import tensorstore
     except ImportError:

@@ -137,7 +137,8 @@ def scaling():
 
 def reached(curves):
     """Rounds and seconds of one core to SPaCQL's published scores on random data."""
-    curves = curves[curves["dataset"] == "random"].groupby(["method", "batch_size", "env_id"])
+    curves = curves[(curves["dataset"] == "random") & curves["grid"].isin(["recipe", "continuous"])]
+    curves = curves.groupby(["method", "batch_size", "env_id"])
     rows = []
     for script, method, batch_size in TIMED:
         ms = round_ms(script, FLAGS[method], 10 * EVERY, batch_size=batch_size)

@@ -55,7 +55,7 @@ class Args(ours.Args):
     norm_actions: Literal["call", "centred", "data", "running", "one-pass", "none"] = "call"
     """of actions; centred: the call's mean alone; one-pass: data and target together (CrossQ)"""
     norm_in: tuple[Literal["target", "fit", "actor"], ...] = ("target", "fit", "actor")
-    """calls of the critics where call, centred or running holds; elsewhere by the data's"""
+    """calls of the critics where norm-actions holds; elsewhere the data's (states: norm-states in all)"""
     one_call: bool = True
     """the N agents' queries in (6) and for k = 1 are one call, else a call each"""
     affine: bool = True
@@ -270,6 +270,7 @@ def main(argv=None):
             # The target policies' joint actions, and what the targets think of them.
             report |= dict(policy_mean=by_policy.mean(1).abs().mean((1, 2, 3)))
             report |= dict(policy_std=by_policy.std(1).mean((1, 2, 3)))
+            kept = [p.clone() for p in running]  # what is asked here does not move them
             for how in ("call", "data"):
                 q = q_values(target_critic, next_state, by_policy, how).detach()
                 report[f"q_by_{how}"] = q.mean((1, 2, 3))
@@ -278,6 +279,7 @@ def main(argv=None):
             q = q_values(critic, state, asked.unsqueeze(2), "data")
             (slope,) = torch.autograd.grad(q.sum(), asked)  # [S, B, N, A]
             report |= dict(common_slope=(slope.mean(1).square() / slope.square().mean(1)).mean((1, 2)))
+            torch._foreach_copy_(running, kept)
             runs.log_report(log, history, round_number, report, sizes, bar)
             rest = dict(script=SCRIPT, args=asdict(args), round=round_number, scale=[*of_obs])
             rest |= dict(history=history, facts=dataset.facts)

@@ -47,7 +47,8 @@ Written by `python -m experiments.report` from [csv/runs.csv](csv/runs.csv), whi
 command, seed, commit and machine. Scores are last scores, not best ones: greedy actors after the last round
 (1000 episodes a seed, HalfCheetah 20); 0 is random play and 100 the expert. Data have the paper's
 [sizes and means](../docs/data.md#behaviour-qualities-and-their-scores); random data with forces are the
-paper's up to chance, with OMAR's prey. Rounds of batch 256 have default settings, of batch 1024 the paper's.
+paper's up to chance, with OMAR's prey. Rounds of batch 1024 have the paper's settings, others the default
+ones (six agents: alpha 72.9; HalfCheetah: 128 units, rate 0.001).
 
 A score is the interquartile mean over seeds (of five the mean of the middle three), in brackets its 95%
 bootstrap interval (rliable's method), then the plain mean. n is the number of seeds where it is not 5; fewer
@@ -55,11 +56,11 @@ than {FEWEST} have no interval. Intervals of so few are too short: of normally d
 seeds has the truth in 90% of cases, that of three in 75%. All seeds learn from the same dataset.
 """
 RULE = f"""A comparison, a difference of interquartile means, **holds** if its whole interval lies above 0,
-**does not hold** if all of it lies below 0, and otherwise **cannot be told**. Shown is the rival that the
-method is least above, or, of several methods, the one for which that is most. A claim holds if it does on
-all datasets that were run with {FEWEST} seeds, and does not if it does not on one; the mean is over these.
-Nothing is corrected for the number of comparisons; where two methods do not differ, an interval misses 0 in
-6% of comparisons of five seeds with five (normal scores)."""
+**does not hold** if all of it lies below 0, and otherwise **cannot be told**. Shown is the rival with the
+worst verdict, of those the one that the method is least above; of several methods the best one by that. A
+claim holds if it does on all datasets that were run with {FEWEST} seeds, and does not if it does not on one;
+the mean is over these. Nothing is corrected for the number of comparisons; where two methods do not differ,
+an interval misses 0 in 6% of comparisons of five seeds with five (normal scores)."""
 PENALTY_GRIDS = {"penalty": "discrete", "penalty-continuous": "continuous"}
 PENALTIES = f"""Full joint backups with two critics, 400 rounds. (5) takes the mean of the
 N = 3 agents' penalties, MACQL the penalty of the team as one agent. For a Q that is a sum over agents the

@@ -27,6 +27,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from experiments.plan import KEYS, Cell, Job, job_named, missing_jobs, planned_cells
+from experiments.recipe_report import write_recipe_report
 from experiments.report import CURVES_CSV, RUNS_CSV, places, read_csv, write_report
 from utils.errors import InputError
 from utils.files import TOP, atomic, current_commit, parse, run_script, say
@@ -189,6 +190,7 @@ def main(argv: list[str] | None = None) -> None:
             tables = collect(tables, [runs / job.name], cells)
             write_tables(tables, out)
     write_report(out, cells)
+    write_recipe_report(out)
     if failures:
         raise InputError(f"{len(failures)} cells failed; first: {failures[0]}")
 

@@ -240,7 +240,8 @@ def stand_in(tmp_path, monkeypatch):
     block = plan.block("discrete", plan.SPREAD, plan.QUALITIES, TEN_CRITICS[:2], 4, num_seeds=3)
     monkeypatch.setattr(plan, "SCRIPTS", dict.fromkeys(SCRIPTS, str(script)))
     monkeypatch.setattr(plan, "PLAN", (block,))
-    monkeypatch.setattr(run, "write_report", lambda *_: None)
+    for name in ("write_report", "write_recipe_report"):
+        monkeypatch.setattr(run, name, lambda *_: None)
     return script
 
 

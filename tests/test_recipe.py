@@ -152,9 +152,8 @@ def official_rounds(dataset, backup, members, rounds):
             for old, new in zip(target.parameters(), online.parameters(), strict=True):
                 old.data.lerp_(new.data, TAU)
     of_critics = [[[c.norm, *member] for member in c.members] for c in (critics, target_critics)]
-    return dict(
-        zip(NETWORKS, map(stacked, [of_critics[0], actors, of_critics[1], target_actors]), strict=True)
-    )
+    found = of_critics[0], actors, of_critics[1], target_actors
+    return dict(zip(NETWORKS, map(stacked, found), strict=True))
 
 
 def stacked(networks):
@@ -164,8 +163,7 @@ def stacked(networks):
         layers = [layer for layer in layers if isinstance(layer, nn.Linear)]
         pairs = [(layer.weight.T, layer.bias[None]) for layer in layers]
         found.append([*sum(pairs, ()), norm.bias[None], norm.weight[None]])
-    tensors = [torch.stack(parts).detach()[None] for parts in zip(*found, strict=True)]
-    return tensors
+    return [torch.stack(parts).detach()[None] for parts in zip(*found, strict=True)]
 
 
 def check_official(train, dataset, backup, flags=""):
@@ -237,10 +235,8 @@ def test_no_part_of_ours_is_idle(train, exactly, part):
 
 def test_running_moments():
     """The momentum is torch's; the variance is that of the batch, without its correction."""
-    norm, running = (
-        nn.BatchNorm1d(3).double(),
-        [torch.zeros(1, 1, 1, 3).double(), torch.ones(1, 1, 1, 3).double()],
-    )
+    norm = nn.BatchNorm1d(3).double()
+    running = [torch.zeros(1, 1, 1, 3).double(), torch.ones(1, 1, 1, 3).double()]
     for seed in range(4):
         x = torch.randn(1, 50, 2, 3, generator=torch.Generator().manual_seed(seed)).double() * 2 + 1
         for call in x[0].unbind(1):
@@ -272,6 +268,16 @@ def test_resumed(train, flags):
     assert differences(whole, resumed) == []
 
 
+def test_evaluations_move_nothing(train, monkeypatch):
+    def check():
+        often, seldom = (train(f"--norm-states running --eval-every {n}") for n in (1, 2))
+        assert [place for place in differences(often, seldom) if "history" not in place] == []
+
+    check()
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda *_: None)  # running moments as they were before
+    rejects(check)
+
+
 def test_refused(train):
     for flags in ("--clone-weight 1", "--actor-others policy", "--env-id HalfCheetah-2x3"):
         one_line(partial(train, flags))
@@ -284,9 +290,7 @@ def check_ends(ends):
     """By loops: the last five evaluations' mean, and how far below the best five in a row it is."""
     scores = {seed: [(7 * i + 3 * seed) % 10 for i in range(9)] for seed in (0, 3)}
     keys = dict(env_id="simple_tag", recipe="fixed", backup="joint")
-    rows = [
-        keys | dict(seed=seed, score=x) for i in range(9) for seed, x in ((s, scores[s][i]) for s in scores)
-    ]
+    rows = [keys | dict(seed=s, score=scores[s][i]) for i in range(9) for s in scores]
     found = ends(pd.DataFrame(rows))
     for seed, values in scores.items():
         means = [sum(values[i : i + 5]) / 5 for i in range(5)]

@@ -7,6 +7,7 @@ from itertools import product as pairs_of
 
 import numpy as np
 import torch
+from scipy.stats import binom
 
 from theory.dec_mdps import exact, product, random_worlds, subsets, trap_worlds, tv, uniform
 
@@ -52,18 +53,14 @@ def samples_needed(rare, act, num, k, unseen=0.1):
     """The least number M of samples of mu at a state that leave at most a share `unseen` of the queries
     a'^(k) unlogged, exactly: E (1 - mu(q))^M over fresh queries q. Each of `num` agents takes the second of
     two actions with chance `rare` in the data, `act` by policy."""
-    seconds = np.convolve(binomial(k, act), binomial(num - k, rare))  # how many agents take it in a query
+    chances = [binom.pmf(range(m + 1), m, chance) for m, chance in ((k, act), (num - k, rare))]
+    seconds = np.convolve(*chances)  # how many agents take it in a query
     logged = [rare**c * (1 - rare) ** (num - c) for c in range(num + 1)]
 
     def missing(samples):
         return sum(p * math.exp(samples * math.log1p(-mu)) for p, mu in zip(seconds, logged, strict=True))
 
     return bisect_left(range(2**60), True, key=lambda samples: missing(samples) <= unseen)
-
-
-def binomial(num, chance):
-    """Chances of 0 .. num successes."""
-    return np.array([math.comb(num, c) * chance**c * (1 - chance) ** (num - c) for c in range(num + 1)])
 
 
 def draw(figure, data):
