@@ -104,7 +104,6 @@ def read_folder(folder: Path, env_id: str) -> tuple[dict[str, np.ndarray], dict]
     published scores and the quality found in the path ("unknown" if it names none). A done at the last step
     is a time limit. Raises InputError, with the file and the row if there is one, for whatever does not fit.
     """
-    check_choice("env-id", env_id, SHAPES)
     files = open_files(folder, env_id)
     agents = [read_agent(folder, files, i, SHAPES[env_id].horizon) for i in range(SHAPES[env_id].agents)]
     names = dict(observations="obs", actions="acs", rewards="rews")

@@ -59,6 +59,8 @@ RECIPES = {
     "not-target": "--norm-in fit actor",
     "ours": f"{OURS} --norm-actions none",
     "ours-centred": f"{OURS} --norm-actions centred --no-one-call",
+    "rewards": "--centred-rewards",
+    "cured-rewards": "--norm-in target fit --output-l2 0.1 --centred-rewards",
     "slow": "--learning-rate 0.001",  # spread's is 0.01
     "slow-cured": "--norm-in target fit --output-l2 0.1 --learning-rate 0.001",
     "target": "--norm-in target",
@@ -137,9 +139,7 @@ class Job(NamedTuple):
         script = SCRIPTS[cell.grid]
         if cell.method == "bc":
             script = "-m experiments.bc" + " --continuous" * (script == "spacql_continuous.py")
-        size = f"--rounds {cell.rounds}"
-        if cell.batch_size != 256:
-            size += f" --batch-size {cell.batch_size}"
+        size = f"--rounds {cell.rounds}" + f" --batch-size {cell.batch_size}" * (cell.batch_size != 256)
         flags = f"--env-id {cell.env_id} --dataset {cell.dataset} {FLAGS[cell.method]} {size} {cell.flags}"
         seeds = f"--seed {self.first} --num-seeds {self.count}"
         place = f"--out {RUNS} --name {self.name}"
@@ -171,8 +171,10 @@ PREY_FILE = "--prey omar_prey/{}/pretrained_adv_model.pt"  # OMAR's, which is no
 CROWD = tuple(f"datasets/crowd-{size}.h5" for size in (2500, 25_000))  # by experiments/crowd.py
 DOORS = tuple(f"mix:share={share},noise=0.2" for share in (0, 0.25, 0.5, 0.75, 1))
 
-THREE, SLOW = ("original", "not-actor-l2", "ours"), ("slow", "slow-cured")
-PARTS = [name for name in RECIPES if name not in (*THREE, *SLOW, *PUT_BACK, "ours-centred")]
+THREE = ("original", "not-actor-l2", "ours")
+ON_SPREAD = ("ours-centred", "rewards")  # alone
+ITS_JOINT = ("slow", "slow-cured", "cured-rewards", *PUT_BACK)  # there, and with joint backups alone
+PARTS = [name for name in RECIPES if name not in (*THREE, *ON_SPREAD, *ITS_JOINT)]
 PAPER_SIZE = dict(rounds=2000, batch_size=1024)
 ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in (TAG, WORLD))
 # The rows with the paper's own data, and one agent in the penalty, which is unbiased.
@@ -192,8 +194,8 @@ PLAN = (  # in the order in which they run: the most telling first
     block("recipe", TAG, RANDOM, both(*THREE), **ON_TAG),
     block("recipe", TAG, RANDOM, both(*PARTS), **ON_TAG, num_seeds=2),
     block("recipe", SPREAD, RANDOM, both(*THREE), **PAPER_SIZE, num_seeds=3),
-    block("recipe", SPREAD, RANDOM, both("ours-centred", "l2"), **PAPER_SIZE, num_seeds=2),
-    block("recipe", SPREAD, RANDOM, [f"joint-{x}" for x in (*SLOW, *PUT_BACK)], **PAPER_SIZE, num_seeds=2),
+    block("recipe", SPREAD, RANDOM, both("l2", *ON_SPREAD), **PAPER_SIZE, num_seeds=2),
+    block("recipe", SPREAD, RANDOM, [f"joint-{x}" for x in ITS_JOINT], **PAPER_SIZE, num_seeds=2),
     block("recipe", WORLD, RANDOM, both(*THREE), **ON_WORLD, num_seeds=3),
     block("recipe", TAG, RANDOM, ("spacql-original", "spacql-not-actor-l2"), **ON_TAG, num_seeds=3),
     [

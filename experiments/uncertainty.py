@@ -102,9 +102,8 @@ def judge(folder):
         raise InputError(f"{folder}: without several critics there is no spread")
     if simulated_name(args.env_id, args.dataset) is None:
         raise InputError(f"no fresh data like {args.dataset}: it has to be a dataset with a name")
-    kind = worlds(1).action_kind
-    others = {name: getattr(args, name, None) for name in ("prey", "policies")} | dict(action_kind=kind)
-    source = partial(load_dataset, args.env_id, args.dataset, folder=args.data_dir, **others)
+    others = {name: getattr(args, name, None) for name in ("prey", "policies")} | dict(folder=args.data_dir)
+    source = partial(load_dataset, args.env_id, args.dataset, action_kind=worlds(1).action_kind, **others)
     known, _, actions, *_ = script.prepare(source(args.dataset_size, args.data_seed), "cpu")[0]
     fresh = script.prepare(source(FRESH_SIZE, args.data_seed + FRESH_SEED), "cpu")[0]
     torch.manual_seed(0)

@@ -212,7 +212,6 @@ def test_folders_of_other_tasks_and_levels_are_refused(tmp_path, folders):
         (spread.parent, SPREAD, f"did you mean {spread}?"),
         (spread.parent.parent, SPREAD, f"did you mean {spread}?"),
         (tmp_path / "nothing", SPREAD, "no folder"),
-        (spread, "simple_spreed", "did you mean 'simple_spread'?"),
     ):
         assert words in one_line(lambda folder=folder, env_id=env_id: read_folder(folder, env_id))
 
