@@ -106,7 +106,7 @@ def rows_of(folder: Path, cells: list[Cell]) -> tuple[pd.DataFrame, pd.DataFrame
         history = {name.removeprefix("history_"): file[name] for name in file.files}
     if summary["device"] != "cpu":
         record["machine"] += f", {summary['device']}"
-    for flag, values in re.findall(r"--([\w-]+)((?: (?!--)\S+)+)", job.command()):
+    for flag, values in dict(re.findall(r"--([\w-]+)((?: (?!--)\S+)+)", job.command())).items():
         own, planned = args[flag.replace("-", "_")], values.split()
         same = planned == own if isinstance(own, list) else type(own)(*planned) == own
         if flag != "out" and not same:
