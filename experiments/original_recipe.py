@@ -52,8 +52,8 @@ class Args(ours.Args):
 
     norm_states: Literal["call", "data", "running"] = "call"
     """batch-norm by the call's moments, the data's, or running ones (of observations: the data's)"""
-    norm_actions: Literal["call", "centred", "data", "running", "one-pass", "none"] = "call"
-    """of actions; centred: the call's mean alone; one-pass: data and target together (CrossQ)"""
+    norm_actions: Literal["call", "data", "running", "one-pass", "none"] = "call"
+    """of actions; one-pass: by data and target together (CrossQ)"""
     norm_in: tuple[Literal["target", "fit", "actor"], ...] = ("target", "fit", "actor")
     """calls of the critics where norm-actions holds; elsewhere the data's (states: norm-states in all)"""
     one_call: bool = True
@@ -83,14 +83,14 @@ class Args(ours.Args):
 
 def moments(x, dims, how="call", known=None, running=None):
     """Mean and variance for x [S, B, R, ...]: its own over `dims`, running ones, updated, or those known."""
-    if how not in ("call", "centred", "running"):
+    if how not in ("call", "running"):
         return known
     var, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
     if how == "running":
         for old, new in zip(running, (mean, var), strict=True):
             old.lerp_(new.detach().mean(2, keepdim=True), MOMENTUM)
         return running
-    return mean, torch.ones_like(var) if how == "centred" else var
+    return mean, var
 
 
 def batch_norm(x, mean_var, shift, scale):

@@ -247,18 +247,6 @@ def test_running_moments():
     torch.testing.assert_close(running[1].flatten(), norm.running_var, rtol=0.03, atol=0)
 
 
-def test_centred_actions():
-    """They count minus their mean over the call."""
-
-    def check(how):
-        joint = torch.randn(2, 50, 3, 6, generator=torch.Generator().manual_seed(0)) * 2 + 1
-        found = original_recipe.batch_norm(joint, original_recipe.moments(joint, 1, how), 0, 1)
-        torch.testing.assert_close(found, joint - joint.mean(1, keepdim=True), rtol=1e-4, atol=1e-4)
-
-    check("centred")
-    rejects(check, "call")
-
-
 @pytest.mark.parametrize("flags", ["--norm-states running --norm-actions running", "--norm-actions one-pass"])
 def test_resumed(train, flags):
     """Two rounds, then two more: bit by bit as four at once."""
