@@ -216,7 +216,8 @@ PLAN = (  # in the order in which they run: the most telling first
     block("discrete", PARTICLES, RANDOM, MAIN, **DEFAULT_SIZE),
     block("discrete", SPREAD, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
     block("continuous", TAG, RANDOM, TWO_CRITICS, **EXACT[0][1] | dict(rounds=8000), num_seeds=3),
-    block("continuous", CHEETAH, ("medium-replay", "medium"), ("spacql", "cfcql"), 500, 1, flags=REDUCED),
+    block("continuous", CHEETAH, REPLAY, ("spacql", "cfcql"), 1500, num_seeds=1, flags=REDUCED),
+    block("continuous", CHEETAH, ("medium",), ("spacql", "cfcql"), 500, num_seeds=1, flags=REDUCED),
 )
 
 
