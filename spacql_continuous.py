@@ -19,8 +19,8 @@ of each, R joint actions per state. Networks are stacked tensors.
 
 Deviations, and readings of our own:
   * the log-integral in (5) is a log-mean over C uniform actions of an agent, on HalfCheetah also C around
-    the policy at s and C around that at s', over their density before clipping (CFCQL's);
-  * deterministic actors, kept from saturating by L2 on their outputs (--output-l2);
+    the policy's at s and at s', over their density before clipping (CFCQL's);
+  * deterministic actors, with L2 on their outputs (--output-l2);
   * lambda_i = 1/N; that mean is estimated from one random agent a transition (--penalty-agents);
   * one reward, the agents' mean, centred over the data: nothing is terminal, so Q only shifts;
   * actors ascend the critics' mean, once a round, on its last batch;
@@ -60,7 +60,7 @@ PAPER_SIZE = {  # CFCQL's
     "simple_world": dict(rounds=5000, batch_size=1024, learning_rate=0.001),
     "HalfCheetah-2x3": dict(rounds=100_000),
 }
-CQL_ALPHA = {  # CFCQL's, but for tag's and world's medium and expert
+CQL_ALPHA = {  # CFCQL's, but for each 2.7
     "simple_spread": {"random": 0.5, "medium-replay": 1.0, "medium": 5.0, "expert": 2.5},
     "simple_tag": {"random": 0.5, "medium-replay": 0.5, "medium": 2.7, "expert": 2.7},
     "simple_world": {"random": 0.5, "medium-replay": 0.5, "medium": 2.7, "expert": 2.7},
@@ -86,9 +86,9 @@ class Args:
     dataset: str = "medium"
     """random, medium-replay, medium, expert, .h5 file, OMAR folder or vault"""
     prey: str | None = None
-    """OMAR's pretrained_adv_model.pt, if not beside or above such a folder"""
+    """OMAR's prey file, if not beside or above such a folder"""
     policies: str | None = None
-    """folder of other policies and prey than the shipped ones"""
+    """folder of policies and prey, not the shipped ones"""
     backup: Literal["spacql", "icql-qs", "joint", "uniform"] = "spacql"
     """TD target: w_k by uncertainty, k = 1, k = n, or w_k = 1/n"""
     penalty: Literal["cfcql", "macql"] = "cfcql"
@@ -97,6 +97,7 @@ class Args:
     """the others in (6): as logged (the paper) or by policy (ours)"""
     clone_weight: float = 0.0
     """of cloning in (6), times the data's squared predictability (ours)"""
+
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
     penalty_agents: int | None = None
@@ -104,7 +105,7 @@ class Args:
     cql_alpha: float | None = None
     """[alpha] weight of the penalty; default by task and quality"""
     output_l2: float | None = None
-    """weight of the actors' squared outputs in (6) (ours); default 0.1"""
+    """of the actors' squared outputs in (6) (ours); default 0.1"""
     seed: int = 0
     """first seed"""
     num_seeds: int = 1
@@ -124,7 +125,7 @@ class Args:
     eval_every: int | None = None
     """rounds between evaluations and checkpoints; default 20, HalfCheetah 200"""
     eval_episodes: int | None = None
-    """per seed and evaluation, five times as many in the end; default 200, HalfCheetah 4"""
+    """per seed and evaluation, in the end five times; default 200, HalfCheetah 4"""
     dataset_size: int | None = None
     """transitions to simulate; default the paper's"""
     data_seed: int = 0
