@@ -204,6 +204,7 @@ PLAN = (  # in the order in which they run: the most telling first
     *(block("continuous", task, RANDOM, TWO_CRITICS, **size) for task, size in EXACT),
     block("continuous", PARTICLES, REPLAY, (*MAIN, "icql-qs-2"), **DEFAULT_SIZE),
     *(block("continuous", task, RANDOM, TEN_CRITICS, **size, num_seeds=3) for task, size in EXACT),
+    block("continuous", WORLD, RANDOM, TWO_CRITICS, **EXACT[2][1] | dict(rounds=5000)),  # the paper's number
     *(block("continuous", task, RANDOM, ("spacql", "icql-qs-2"), 800, flags=prey) for task, prey in OWN_DATA),
     block("size", TAG, REPLAY, SIZED, **DEFAULT_SIZE, num_seeds=3),
     block("discrete", PARTICLES, REPLAY, MAIN, **DEFAULT_SIZE),
