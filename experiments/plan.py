@@ -18,6 +18,7 @@ SCRIPTS = {
     "penalty-continuous": "spacql_continuous.py",
     "continuous": "spacql_continuous.py",
     "size": "spacql_continuous.py",  # more and fewer transitions
+    "omar-prey": "spacql_continuous.py",  # whose predators learnt against OMAR's prey
     "discrete": "spacql.py",
     "narrow": "spacql.py",  # other actors, for expert and medium data
     "crowd": "spacql.py",  # six agents
@@ -41,11 +42,12 @@ FLAGS = {
     **{f"{backup}-vs-policy": f"--backup {backup} --actor-others policy" for backup in TEN_CRITICS},
     "clone": "--clone-weight 1",
 }
-FLAGS |= {
-    method: f"{FLAGS[name]} --cql-alpha {alpha}" for method, (name, alpha) in (SWEPT | CROWD_SWEPT).items()
-}
+FLAGS |= {m: f"{FLAGS[name]} --cql-alpha {alpha}" for m, (name, alpha) in (SWEPT | CROWD_SWEPT).items()}
 SIZED = {f"{name}-{size}": (name, size) for size in (16_000, 250_000, 1_000_000) for name in TWO_CRITICS}
 FLAGS |= {method: f"{FLAGS[name]} --dataset-size {size}" for method, (name, size) in SIZED.items()}
+# For each task first: python -m data.behaviour --env-id TASK --action-kind continuous --prey FILE --out ...
+OMAR_PREY = {f"{name}-omar-prey": name for name in (*TEN_CRITICS, *TWO_CRITICS)}
+FLAGS |= {method: f"{FLAGS[name]} --policies datasets/omar_prey" for method, name in OMAR_PREY.items()}
 # The original recipe, minus one of its parts; then all of them, and what of it can be put back.
 OURS = (
     "--norm-states data --no-affine --no-small-last-layer --no-first-critic --no-first-batch --no-terminal"
@@ -91,11 +93,8 @@ PUT_BACK = {  # parts of the original recipe into ours
     "ours-rest": "--affine --small-last-layer --clip-together",
 }
 RECIPES |= {name: f"{OURS} --norm-actions none {flags}" for name, flags in PUT_BACK.items()}
-RECIPE_BACKUPS = {
-    "joint": "--backup joint",
-    "icql-qs": "--backup icql-qs",
-    "spacql": "--backup spacql --num-critics 10",
-}
+RECIPE_BACKUPS = {backup: FLAGS[backup] for backup in TEN_CRITICS}
+RECIPE_BACKUPS["spacql"] += " --num-critics 10"
 FLAGS |= {
     f"{backup}-{recipe}": f"{flags} {changes} --penalty-agents 1"
     for backup, flags in RECIPE_BACKUPS.items()
@@ -177,10 +176,8 @@ PAPER_SIZE = dict(rounds=2000, batch_size=1024)
 ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in (TAG, WORLD))
 # The rows with the paper's own data, and one agent in the penalty, which is unbiased.
 OWN_DATA = ((TAG, PREY_FILE.format(*TAG)), (SPREAD, ""), (WORLD, PREY_FILE.format(*WORLD)))
-EXACT = [
-    (task, PAPER_SIZE | dict(flags=f"--paper-size --penalty-agents 1 {prey}".strip()))
-    for task, prey in OWN_DATA
-]
+PAPERS = "--paper-size --penalty-agents 1"
+EXACT = [(task, PAPER_SIZE | dict(flags=f"{PAPERS} {prey}")) for task, prey in OWN_DATA]
 DEFAULT_SIZE = dict(rounds=800)
 CHOSEN = {  # by the seeds of CHOOSING, and run with five more
     ("simple_tag", "expert"): ("cfcql-8.1", "macql-24.3"),
@@ -207,6 +204,7 @@ PLAN = (  # in the order in which they run: the most telling first
     block("continuous", WORLD, RANDOM, TWO_CRITICS, **EXACT[2][1] | dict(rounds=5000)),  # the paper's number
     *(block("continuous", task, RANDOM, ("spacql", "icql-qs-2"), 800, flags=prey) for task, prey in OWN_DATA),
     block("size", TAG, REPLAY, SIZED, **DEFAULT_SIZE, num_seeds=3),
+    block("omar-prey", PREY, REPLAY, OMAR_PREY, **DEFAULT_SIZE),
     block("discrete", PARTICLES, REPLAY, MAIN, **DEFAULT_SIZE),
     block("discrete", PREY, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
     block("narrow", PREY, NARROW, NARROW_METHODS, **DEFAULT_SIZE, num_seeds=3),

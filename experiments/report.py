@@ -34,6 +34,7 @@ PUBLISHED = {  # mean scores of five seeds on OMAR's data
 TABLES = {  # by grid: title and columns
     "continuous": ("Forces and torques (`spacql_continuous.py`)", METHODS),
     "size": ("Medium-replay data of other sizes (`spacql_continuous.py`)", tuple(plan.SIZED)),
+    "omar-prey": ("Data against OMAR's prey (`spacql_continuous.py`)", tuple(plan.OMAR_PREY)),
     "discrete": ("Discrete actions (`spacql.py`)", METHODS),
     "narrow": ("Other actors, for narrow data (`spacql.py`)", ("spacql", *plan.NARROW_METHODS, "bc")),
     "crowd": ("Six agents, near-expert data (`spacql.py`)", (*plan.TEN_CRITICS, "bc", *plan.CROWD_SWEPT)),

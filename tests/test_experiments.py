@@ -165,6 +165,8 @@ for method in SIZED:
 for backup in TEN_CRITICS:
     MEANINGS[backup] = dict(backup=backup)
     MEANINGS[f"{backup}-vs-policy"] = dict(backup=backup, actor_others="policy")
+for method in plan.OMAR_PREY:
+    MEANINGS[method] = MEANINGS[method.removesuffix("-omar-prey")] | dict(policies="datasets/omar_prey")
 for backup, recipe in itertools.product(("joint", "icql-qs", "spacql"), RECIPES):
     changed = vars(parse(original_recipe.Args, RECIPES[recipe].split())).items()
     changes = {name: value for name, value in changed if value != getattr(original_recipe.Args, name)}
