@@ -134,9 +134,7 @@ def load_dataset(
             raise InputError(f"{error}; if it is damaged, delete it to simulate it anew") from None
     elif path.is_dir() or vaults.is_vault(path):
         if action_kind == "discrete":
-            raise InputError(
-                f"{path} is a folder, as of continuous actions: use {SCRIPT_OF_KIND['continuous']}"
-            )
+            raise InputError(f"{path} is a folder or vault: use {SCRIPT_OF_KIND['continuous']}")
         read_folder = vaults.read_vault if vaults.is_vault(path) else omar.read_folder
         arrays, facts = read_folder(path, env_id)
         found = Dataset(**{k: torch.from_numpy(v) for k, v in arrays.items()}, facts=facts)

@@ -91,6 +91,9 @@ PUT_BACK = {  # parts of the original recipe into ours
     "ours-actors": "--first-critic --first-batch",
     "ours-no-l2": "--output-l2 0",
     "ours-rest": "--affine --small-last-layer --clip-together",
+    "ours-affine": "--affine",
+    "ours-small": "--small-last-layer",
+    "ours-clip": "--clip-together",
 }
 RECIPES |= {name: f"{OURS} --norm-actions none {flags}" for name, flags in PUT_BACK.items()}
 RECIPE_BACKUPS = {backup: FLAGS[backup] for backup in TEN_CRITICS}

@@ -115,7 +115,8 @@ def in_words(group: list[float]) -> str:
 
 
 def table(grid: str, cells: list[Cell], runs: pd.DataFrame) -> str:
-    """Every dataset and size of a grid; columns can be of another grid with these actions."""
+    """Every dataset and size of a grid; columns can be of another grid with these actions. Only the main
+    grids, which have their names, have the data's and the published scores beside them."""
     (_, methods), actions, groups = TABLES[grid], ACTIONS[grid], by_cell(runs)
     sizes = list(dict.fromkeys(cell[1:3] + cell[4:6] for cell in cells if cell.grid == grid))
     tasks = [size[0] for size in sizes]
@@ -123,11 +124,11 @@ def table(grid: str, cells: list[Cell], runs: pd.DataFrame) -> str:
     for env_id, dataset, rounds, batch_size in sorted(sizes, key=lambda size: tasks.index(size[0])):
         keys = {method: (actions, env_id, dataset, method, rounds, batch_size) for method in methods}
         texts = {m: in_words(groups[key]["score"].tolist()) for m, key in keys.items() if key in groups}
-        of_data = DATA_SCORES.get((actions, env_id), {})
+        of_data = DATA_SCORES.get((actions, env_id), {}) if grid == actions else {}
         row = dict(task=env_id, data=dataset + f" ({of_data.get(dataset)})" * (dataset in of_data))
         row["rounds"] = str(rounds) + f" (batch {batch_size})" * (batch_size != 256)
         row |= dict.fromkeys(methods, "") | texts
-        if grid == actions:  # a main grid
+        if grid == actions:
             row["*published, on OMAR's data*"] = PUBLISHED.get((env_id, dataset), "")
         rows += [row] if texts else []
     return markdown(rows)

@@ -121,7 +121,7 @@ RESUMED = {  # beside --resume; where the rounds may grow, this alone stands in 
     "--rounds 6 --gamma 2": "--gamma 2.0 is out of range",
     "--rounds 6 --dataset ./same.h5": "these are not the data of the run: their mean or deviation differs",
     "--rounds 1": "was made with --rounds 4: they may only grow",
-    "--rounds 4": "has done its 4 rounds: nothing to train (--rounds prolongs it)",
+    "--rounds 4": "has done its 4 rounds: --rounds prolongs it",
 }
 
 

@@ -79,9 +79,7 @@ def open_run(args_class, argv, description: str, script: str) -> tuple:
     if args.rounds < settings.rounds:
         raise InputError(f"{folder} was made with --rounds {settings.rounds}: they may only grow")
     if saved["round"] >= args.rounds == finished_rounds(folder):
-        raise InputError(
-            f"{folder} has done its {args.rounds} rounds: nothing to train (--rounds prolongs it)"
-        )
+        raise InputError(f"{folder} has done its {args.rounds} rounds: --rounds prolongs it")
     return args, saved
 
 
