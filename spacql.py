@@ -124,7 +124,7 @@ class Args:
     out: str = "runs"
     """where run folders go"""
     name: str | None = None
-    """of the run folder; default by task, data, method, seeds"""
+    """of the run folder; default by settings"""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
     track: bool = False
@@ -342,7 +342,7 @@ def main(argv=None):
     actor_adam = adam([p.requires_grad_() for p in actor])
     networks = dict(critic=critic, actor=actor, target_critic=target_critic, target_actor=target_actor)
     optimizers = dict(critic_adam=critic_adam, actor_adam=actor_adam)
-    first_round, history = runs.restore(saved, networks, optimizers, generators, scale)
+    first_round, history = runs.restore(saved, networks, optimizers, generators, scale, dataset.facts)
 
     folder = runs.claim_folder(args)
     say(f"{folder}: {describe(dataset)}")

@@ -135,7 +135,7 @@ class Args:
     out: str = "runs"
     """where run folders go"""
     name: str | None = None
-    """of the run folder; default by task, data, method, seeds"""
+    """of the run folder; default by settings"""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
     track: bool = False
@@ -343,9 +343,9 @@ def main(argv=None):
     """Train; prints the summary as JSON and returns it."""
     args, saved = runs.open_run(Args, argv, __doc__, SCRIPT)
     device = runs.pick_device(args.device)
-    prey = find_prey(args, device)
     simulated = args.dataset_size, args.data_seed, args.data_dir, KIND, args.prey, args.policies
     dataset = load_dataset(args.env_id, args.dataset, *simulated)
+    prey = find_prey(args, device)
     num_agents, obs_dim = dataset.observations.shape[2:]
     args = fill_in(args, dataset.facts["quality"], num_agents)
     data, scale = prepare(dataset, device)
@@ -363,7 +363,7 @@ def main(argv=None):
     actor_adam = adam([p.requires_grad_() for p in actor])
     networks = dict(critic=critic, actor=actor, target_critic=target_critic, target_actor=target_actor)
     optimizers = dict(critic_adam=critic_adam, actor_adam=actor_adam)
-    first_round, history = runs.restore(saved, networks, optimizers, generators, scale)
+    first_round, history = runs.restore(saved, networks, optimizers, generators, scale, dataset.facts)
 
     folder = runs.claim_folder(args)
     say(f"{folder}: {describe(dataset)}")

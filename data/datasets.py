@@ -8,7 +8,7 @@ A dataset is one HDF5 file. E episodes of T steps, N learning agents, O observat
     states        [E, T + 1, D]     float32   the simulator's state, HalfCheetah only
     terminals     [E, T]            bool      all False: these tasks only stop by their time limit
     timeouts      [E, T]            bool      True at the last step of an episode
-    attributes    format, env_id, quality, action_kind, random_score, expert_score, seed, behaviour (JSON),
+    attributes    env_id, quality, action_kind, random_score, expert_score, seed, behaviour (JSON),
                   prey (a hash), versions, dataset (what was asked for), dependence, dependence_error and
                   predictability
 
@@ -38,7 +38,7 @@ import envs
 from data import mixes, omar, vaults
 from data.mixes import measure_dependence, parse_mix
 from envs import ENV_IDS_OF_KIND, half_cheetah, make_env, two_doors
-from envs.particles import DT, ENV_IDS, NUM_ACTIONS, WITH_PREY
+from envs.particles import DT, ENV_IDS, HORIZON, NUM_ACTIONS, WITH_PREY
 from envs.shipped import POLICY_DIR, greedy, load_policies, policy_file, rollout
 from utils.errors import InputError, check_choice
 from utils.files import atomic, interrupts_at_the_end, reading
@@ -46,10 +46,7 @@ from utils.files import atomic, interrupts_at_the_end, reading
 QUALITIES = omar.QUALITIES
 HDF5_SUFFIXES = (".h5", ".hdf5")
 PREY_LEVELS = 3  # how many folders above the data the prey's file is looked for
-FORMAT = "spacql-dataset-1"
-HORIZONS = {env_id: shape.horizon for env_id, shape in omar.SHAPES.items()} | {
-    two_doors.ENV_ID: two_doors.HORIZON
-}
+HORIZONS = dict.fromkeys((*ENV_IDS, two_doors.ENV_ID), HORIZON) | {half_cheetah.ENV_ID: half_cheetah.HORIZON}
 PACKAGES = ("torch", "numpy", "h5py", "mujoco")  # whose versions every file notes
 SCRIPT_OF_KIND = {"discrete": "spacql.py", "continuous": "spacql_continuous.py"}
 SAME_PLACE = 1e-4  # how far an agent may be from where its velocity takes it; ours are within 1e-6
@@ -58,7 +55,7 @@ TEXTS = ("env_id", "quality", "action_kind")  # attributes that a file must have
 SCORES = ("random_score", "expert_score")  # these too
 MEASURED = ("dependence", "dependence_error", "predictability")  # attributes that a file may lack
 # And those of files that are simulated here.
-NOTED = ("seed", "dataset", "behaviour", "prey", "versions", "format")
+NOTED = ("seed", "dataset", "behaviour", "prey", "versions")
 LARGEST = 1e6  # observation or reward that is taken for one of a world
 # In nats, above which a warning is due. The qualities measure up to 0.003 (medium-replay: iterates in turn),
 # mixes of teams of share 0.5 from 0.10 to 0.14. By Pinsker's inequality up to 0.02 the distribution of
@@ -118,10 +115,13 @@ def load_dataset(
     folder of other behaviour policies. Raises InputError, in one line, for whatever is wrong with any.
     """
     check_choice("env-id", env_id, ENV_IDS_OF_KIND[action_kind])
+    if prey and env_id not in WITH_PREY:
+        raise InputError(f"--prey is for {' and '.join(WITH_PREY)}")
     if prey and policies:
         raise InputError("--policies have a prey of their own: give them or --prey, not both")
     if prey and not Path(prey).is_file():
         raise InputError(f"--prey: no file {prey}")
+    prey_network(env_id, action_kind, prey, policies)  # raises before anything is simulated
     name, path = simulated_name(env_id, dataset), Path(dataset)
     if name is not None:
         if size is None:
@@ -212,25 +212,21 @@ def find_prey(args, device="cpu"):
     folder args.policies, or, of an args.dataset that is a folder, from the nearest PREY_FILE in it or up to
     PREY_LEVELS above. None, which means the shipped one, for other data, and where args.env_id has no prey.
     Raises InputError where there is none."""
-    env_id, dataset, prey, policies = args.env_id, args.dataset, args.prey, args.policies
-    folder, file = Path(os.path.abspath(dataset)), omar.PREY_FILE
+    env_id, prey, folder, file = args.env_id, args.prey, Path(os.path.abspath(args.dataset)), omar.PREY_FILE
     if env_id not in WITH_PREY:
-        if prey:
-            raise InputError(f"--prey is for {' and '.join(WITH_PREY)}")
         return None
-    if policies:
-        layers = prey_network(env_id, "continuous", None, policies)
-        return greedy([p.to(device) for p in layers], "continuous")
-    if prey is None and (dataset in QUALITIES or folder.suffix in HDF5_SUFFIXES or folder.is_file()):
-        return None
-    if not prey and not folder.is_dir():  # of a finished run: another prey would be no answer
-        raise InputError(f"no dataset {dataset}, and so no prey")
-    places = [place / file for place in (folder, *folder.parents[:PREY_LEVELS])]
-    path = Path(prey) if prey else next(filter(Path.is_file, places), None)
-    if path is None:
-        where = f"in {folder} or up to {PREY_LEVELS} folders above it (OMAR's download has it in {env_id}/)"
-        raise InputError(f"no {file}, the prey of {env_id}, {where}; name it with --prey PATH")
-    return greedy(omar.load_prey(path, env_id, device), "continuous")
+    if not (prey or args.policies):
+        if args.dataset in QUALITIES or folder.suffix in HDF5_SUFFIXES or folder.is_file():
+            return None
+        if not folder.is_dir():  # of a finished run: another prey would be no answer
+            raise InputError(f"no dataset {args.dataset}, and so no prey")
+        places = [place / file for place in (folder, *folder.parents[:PREY_LEVELS])]
+        prey = next(filter(Path.is_file, places), None)
+        if prey is None:
+            where = f"in {folder} or up to {PREY_LEVELS} folders above it (of OMAR's download, in {env_id}/)"
+            raise InputError(f"no {file}, the prey of {env_id}, {where}; name it with --prey PATH")
+    layers = prey_network(env_id, "continuous", prey, args.policies)
+    return greedy([p.to(device) for p in layers], "continuous")
 
 
 # ------------------------------------------------------------------------------------------- simulation
@@ -240,7 +236,7 @@ def simulated_file(
     env_id, dataset, name, size, seed, folder: Path, action_kind, prey=None, policies=None
 ) -> Path:
     """The file of a simulated dataset, which is made where it is missing. Other policies, another prey, or
-    other code or packages that simulate, have another file."""
+    other code that simulates, have another file."""
     if size < HORIZONS[env_id]:
         raise InputError(f"dataset size {size} is less than one episode of {HORIZONS[env_id]} transitions")
     if seed < 0:
@@ -292,7 +288,7 @@ def simulate(
     mix = parse_mix(dataset, env_id)
     facts = dict(env_id=env_id, quality="mix" if mix else dataset, action_kind=action_kind)
     facts |= dict(random_score=scores[0], expert_score=scores[1], seed=seed, prey=prey_hash)
-    facts |= dict(dataset=simulated_name(env_id, dataset), behaviour=json.dumps(known), format=FORMAT)
+    facts |= dict(dataset=simulated_name(env_id, dataset), behaviour=json.dumps(known))
     facts |= dict(versions=json.dumps({package: version(package) for package in PACKAGES}))
     arrays, start = {}, 0
     chunks = plan(dataset, episodes, known.get("weights", {}), CHUNK_STEPS // horizon)

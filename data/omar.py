@@ -231,7 +231,7 @@ def omar_network(inputs: int, hidden: int, outputs: int) -> torch.nn.ModuleDict:
     return torch.nn.ModuleDict(dict(in_fn=torch.nn.BatchNorm1d(inputs), fc1=fc1, fc2=fc2, fc3=fc3))
 
 
-def load_prey(path: Path, env_id: str, device="cpu") -> list[torch.Tensor]:
+def load_prey(path: Path, env_id: str) -> list[torch.Tensor]:
     """The prey of a file as a network of envs/shipped.py: weights [1, in, out] and biases [1, 1, out].
 
     The file's has a batch normalisation with stored statistics, which goes into the first layer, two ReLU
@@ -257,4 +257,4 @@ def load_prey(path: Path, env_id: str, device="cpu") -> list[torch.Tensor]:
     state["fc1.bias"] += state["fc1.weight"] @ shift
     state["fc1.weight"] *= scale
     layers = [(state[f"fc{j}.weight"].T[None], state[f"fc{j}.bias"][None, None]) for j in (1, 2, 3)]
-    return [p.float().to(device) for layer in layers for p in layer]
+    return [p.float() for layer in layers for p in layer]

@@ -43,7 +43,7 @@ def read_vault(folder: Path, env_id: str) -> tuple[dict[str, np.ndarray], dict]:
         raise InputError("vaults are read by the tensorstore package: pip install tensorstore") from None
     folder = folder.absolute()
     if folder.suffix == SUFFIX:
-        inner = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "none"
+        inner = ", ".join(sorted(path.name for path in folder.glob("*/"))) or "none"
         raise InputError(f"{folder} is a vault: name one of its datasets, {folder}/NAME, of {inner}")
     if not (folder / "metadata.json").is_file():
         inner = ", ".join(sorted(path.name for path in folder.parent.glob("*/")))

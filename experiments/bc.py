@@ -7,12 +7,10 @@ Networks, data, clipping and scores are the scripts' own. An agent ascends the l
 actions, with forces it descends their squared distance, one step a round. Letters as in the scripts.
 """
 
-import re
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -60,8 +58,8 @@ def main(argv=None):
     check_numbers(vars(args), runs.LEAST, runs.MOST)
     device = runs.pick_device(args.device)
     script, kind = (spacql_continuous, "continuous") if args.continuous else (spacql, "discrete")
-    prey = find_prey(script.Args(args.env_id, args.dataset), device) if args.continuous else None
     dataset = load_dataset(args.env_id, args.dataset, args.dataset_size, 0, args.data_dir, kind)
+    prey = find_prey(script.Args(args.env_id, args.dataset), device) if args.continuous else None
     num_agents, obs_dim = dataset.observations.shape[2:]
     given = {name: value for name, value in vars(args).items() if value is not None}
     del given["continuous"]
@@ -75,9 +73,7 @@ def main(argv=None):
     policy = partial(script.play, actor, scale=scale)
     worlds = partial(make_env, args.env_id, num_agents=num_agents, device=device, action_kind=kind, prey=prey)
     env = worlds(args.num_seeds * settings.eval_episodes)
-    name = f"{args.env_id}__{Path(args.dataset).stem}__bc-{kind}__seed{args.seed}x{args.num_seeds}"
-    settings = replace(settings, name=args.name or re.sub(r"[^\w.=-]+", "-", name))
-    folder = runs.claim_folder(settings)
+    folder = runs.claim_folder(settings, f"bc-{kind}")
     say(f"{folder}: {describe(dataset)}")
     history, start = [], time.time()
     for round_number in tqdm(range(1, settings.rounds + 1), file=sys.stderr, unit="round"):

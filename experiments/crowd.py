@@ -7,7 +7,7 @@ Six agents of simple_spread go to a landmark each; a tenth of their moves is uni
 import torch
 
 from data.behaviour import play
-from data.datasets import FORMAT, Dataset, write_dataset
+from data.datasets import Dataset, write_dataset
 from data.mixes import Mix
 from envs import make_env
 from envs.shipped import rollout
@@ -31,7 +31,7 @@ def go(obs, generator=None):
 def main() -> None:
     worlds = make_env(ENV_ID, EPISODES, NUM_AGENTS, seed=0)
     scores = [float(play(worlds, team, seed=1).mean()) for team in (None, go)]
-    facts = dict(env_id=ENV_ID, quality="expert", action_kind="discrete", format=FORMAT)
+    facts = dict(env_id=ENV_ID, quality="expert", action_kind="discrete")
     facts |= dict(random_score=scores[0], expert_score=scores[1])
     near = Mix(share=0.0, noise=NOISE, teams=(go,))
     for size in SIZES:

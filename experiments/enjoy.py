@@ -22,7 +22,7 @@ import spacql_continuous
 from data.datasets import check_prey, find_prey, normalise
 from envs import make_env
 from envs.particles import ENV_IDS
-from envs.shipped import POLICY, load_policies
+from envs.shipped import POLICY, POLICY_DIR, load_policies
 from experiments.films import compose, film, save_gif
 from utils import runs
 from utils.errors import InputError, check_choice
@@ -72,7 +72,8 @@ def film_teams(folder: Path, path: Path, learnt_score: float) -> None:
     first = [p[:1] for p in saved["actor"]]
     teams = {}  # policies of observations [1, B, N, O] -> actions [1, B, N] or [1, B, N, A]
     if env.num_learners == 3:
-        policies, behaviour = load_policies(env.env_id, action_kind=env.action_kind), POLICY[env.action_kind]
+        place, behaviour = getattr(settings, "policies", None) or POLICY_DIR, POLICY[env.action_kind]
+        policies = load_policies(env.env_id, folder=Path(place), action_kind=env.action_kind)
         weights = policies.facts["weights"]["medium"]
         medium = policies.iterates[weights.index(max(weights))]
         teams["random play"] = lambda obs: behaviour.uniform(worlds(obs.shape[1]), generator)[None]

@@ -73,7 +73,7 @@ class Args(ours.Args):
     exact_k1: bool = True
     """k = 1 asks about every agent, else about a random one"""
     clip_together: bool = True
-    """one norm for a seed's critics, else one each"""
+    """one norm for a seed's critics, else one each, not of shift and scale"""
     centred_rewards: bool = False
     """the agents' mean, centred, else agent 0's"""
 
@@ -134,9 +134,9 @@ def main(argv=None):
     """Train; prints the summary as JSON and returns it."""
     args, saved = runs.open_run(Args, argv, __doc__, SCRIPT)
     device = runs.pick_device(args.device)
-    prey = find_prey(args, device)
     simulated = args.dataset_size, args.data_seed, args.data_dir, ours.KIND, args.prey, args.policies
     dataset = load_dataset(args.env_id, args.dataset, *simulated)
+    prey = find_prey(args, device)
     num_agents, obs_dim = dataset.observations.shape[2:]
     args = ours.fill_in(args, dataset.facts["quality"], num_agents)
     if args.clone_weight or args.actor_others != "logged":
@@ -166,7 +166,7 @@ def main(argv=None):
     targets = dict(target_critic=target_critic, target_actor=target_actor, running=running)
     networks = dict(critic=critic, actor=actor) | targets
     optimizers = dict(critic_adam=critic_adam, actor_adam=actor_adam)
-    first_round, history = runs.restore(saved, networks, optimizers, generators, [*of_obs])
+    first_round, history = runs.restore(saved, networks, optimizers, generators, [*of_obs], dataset.facts)
 
     calls = ("target", "fit", "actor")
     norm = {call: args.norm_actions if call in args.norm_in else "data" for call in calls}

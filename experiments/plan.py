@@ -181,7 +181,6 @@ ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in
 OWN_DATA = ((TAG, PREY_FILE.format(*TAG)), (SPREAD, ""), (WORLD, PREY_FILE.format(*WORLD)))
 PAPERS = "--paper-size --penalty-agents 1"
 EXACT = [(task, PAPER_SIZE | dict(flags=f"{PAPERS} {prey}")) for task, prey in OWN_DATA]
-DEFAULT_SIZE = dict(rounds=800)
 CHOSEN = {  # by the seeds of CHOOSING, and run with five more
     ("simple_tag", "expert"): ("cfcql-8.1", "macql-24.3"),
     ("simple_tag", "medium"): ("cfcql-8.1", "macql-2.7"),
@@ -202,21 +201,21 @@ PLAN = (  # in the order in which they run: the most telling first
     ],
     block("penalty-continuous", PREY, NARROW, list(SWEPT)[1:5], 400, num_seeds=len(CHOOSING)),
     *(block("continuous", task, RANDOM, TWO_CRITICS, **size) for task, size in EXACT),
-    block("continuous", PARTICLES, REPLAY, (*MAIN, "icql-qs-2"), **DEFAULT_SIZE),
+    block("continuous", PARTICLES, REPLAY, (*MAIN, "icql-qs-2"), 800),
     *(block("continuous", task, RANDOM, TEN_CRITICS, **size, num_seeds=3) for task, size in EXACT),
     block("continuous", WORLD, RANDOM, TWO_CRITICS, **EXACT[2][1] | dict(rounds=5000)),  # the paper's number
     *(block("continuous", task, RANDOM, ("spacql", "icql-qs-2"), 800, flags=prey) for task, prey in OWN_DATA),
-    block("size", TAG, REPLAY, SIZED, **DEFAULT_SIZE, num_seeds=3),
-    block("omar-prey", PREY, REPLAY, OMAR_PREY, **DEFAULT_SIZE),
-    block("discrete", PARTICLES, REPLAY, MAIN, **DEFAULT_SIZE),
-    block("discrete", PREY, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
-    block("narrow", PREY, NARROW, NARROW_METHODS, **DEFAULT_SIZE, num_seeds=3),
+    block("size", TAG, REPLAY, SIZED, 800, num_seeds=3),
+    block("omar-prey", PREY, REPLAY, OMAR_PREY, 800),
+    block("discrete", PARTICLES, REPLAY, MAIN, 800),
+    block("discrete", PREY, NARROW, MAIN, 800, num_seeds=3),
+    block("narrow", PREY, NARROW, NARROW_METHODS, 800, num_seeds=3),
     block("crowd", SPREAD, CROWD[:1], (*CROWD_SWEPT, "bc"), 400, num_seeds=len(CHOOSING)),
     block("crowd", SPREAD, CROWD, TEN_CRITICS, 400, flags="--cql-alpha 72.9"),  # chosen by these
     block("coordination", ("two_doors",), DOORS, (*TEN_CRITICS, *VS_POLICY), 150, batch_size=128),
-    block("continuous", PARTICLES, NARROW, (*MAIN, "icql-qs-2"), **DEFAULT_SIZE, num_seeds=3),
-    block("discrete", PARTICLES, RANDOM, MAIN, **DEFAULT_SIZE),
-    block("discrete", SPREAD, NARROW, MAIN, **DEFAULT_SIZE, num_seeds=3),
+    block("continuous", PARTICLES, NARROW, (*MAIN, "icql-qs-2"), 800, num_seeds=3),
+    block("discrete", PARTICLES, RANDOM, MAIN, 800),
+    block("discrete", SPREAD, NARROW, MAIN, 800, num_seeds=3),
     block("continuous", TAG, RANDOM, TWO_CRITICS, **EXACT[0][1] | dict(rounds=8000), num_seeds=3),
     block("continuous", CHEETAH, REPLAY, ("spacql", "cfcql"), 1500, num_seeds=1, flags=REDUCED),
     block("continuous", CHEETAH, ("medium",), ("spacql", "cfcql"), 500, num_seeds=1, flags=REDUCED),

@@ -106,11 +106,12 @@ def rows_of(folder: Path, cells: list[Cell]) -> tuple[pd.DataFrame, pd.DataFrame
         history = {name.removeprefix("history_"): file[name] for name in file.files}
     if summary["device"] != "cpu":
         record["machine"] += f", {summary['device']}"
-    for flag, values in dict(re.findall(r"--([\w-]+)((?: (?!--)\S+)+)", job.command())).items():
-        own, planned = args[flag.replace("-", "_")], values.split()
-        same = planned == own if isinstance(own, list) else type(own)(*planned) == own
-        if flag != "out" and not same:
-            raise ValueError(f"it was run with --{flag} {own}, and {' '.join(planned)} is planned")
+    flags = re.findall(r"--(no-)?([\w-]+)((?: (?!--)\S+)*)", job.command())
+    planned = {flag.replace("-", "_"): values.split() or [not no] for no, flag, values in flags}
+    for name in planned.keys() - {"out", "continuous"}:
+        own, values = args[name], planned[name]
+        if own != (values if isinstance(own, list) else type(own)(*values)):
+            raise ValueError(f"it was run with {name} {own}, and {values} is planned")
     numbers = dict(score=history["scores"])  # [evaluations, S]
     numbers |= {name: history[name] for name in ("k_eff", "q_data", *MECHANISM) if name in history}
     for name, short in (("weights", "w"), ("u", "u")):

@@ -80,7 +80,7 @@ def estimates(script, q, model, pairs, state, joint):
     """{name: u [S, B, 1 + N]} of joint actions [S, B, 1 + N, N, A] with values q [S, E, B, 1 + N]."""
     rows, states = joint.flatten(0, 2), state.repeat_interleave(joint.shape[2], dim=1).flatten(0, 1)
     return dict(
-        std=q.std(1, correction=0),
+        std=script.uncertainty(q),
         likelihood=surprise(model, states, as_integers(script, rows)[0]).view(joint.shape[:3]),
         neighbour=distance(pairs, states, rows.flatten(1)).view(joint.shape[:3]),
     )

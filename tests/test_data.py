@@ -109,7 +109,7 @@ def test_file_and_dataset_hold_what_is_documented(logged, folder, env_id, kind, 
         assert {name: (array.shape, array.dtype.str) for name, array in file.items()} == expected
         assert not file["terminals"][()].any()
         assert file["timeouts"][:, -1].all() and not file["timeouts"][:, :-1].any()
-        attributes = "env_id quality action_kind random_score expert_score seed behaviour versions format"
+        attributes = "env_id quality action_kind random_score expert_score seed behaviour versions"
         attributes += " prey dataset dependence dependence_error predictability"
         assert set(file.attrs) == set(attributes.split())
         for name, tensor in arrays_of(dataset).items():

@@ -348,8 +348,8 @@ def asked(env_id, dataset, prey=None, policies=None):
 
 
 def test_prey_is_found_beside_above_and_where_it_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(omar, "load_prey", lambda path, env_id, device: path)
-    monkeypatch.setattr(datasets, "greedy", lambda prey, kind: prey)
+    monkeypatch.setattr(omar, "load_prey", lambda path, env_id: [SimpleNamespace(to=lambda device: path)])
+    monkeypatch.setattr(datasets, "greedy", lambda prey, kind: prey[0])
     folder = tmp_path / "a" / "simple_tag" / "medium" / "seed_0_data"
     folder.mkdir(parents=True)
     find = lambda *given: find_prey(asked("simple_tag", *given))  # noqa: E731
@@ -365,11 +365,7 @@ def test_prey_is_found_beside_above_and_where_it_is_told(tmp_path, monkeypatch):
     other = tmp_path / "other.pt"
     other.touch()
     assert find(folder, other) == find("random", other) == find("x.h5", other) == other
-    for call, words in (
-        (lambda: find(tmp_path / "gone"), "no dataset"),
-        (lambda: find_prey(asked(SPREAD, folder, other)), "--prey is for simple_tag and simple_world"),
-    ):
-        assert words in one_line(call)
+    assert "no dataset" in one_line(lambda: find(tmp_path / "gone"))
     for none in (find("medium"), find(other), find("x.h5"), find_prey(asked(SPREAD, folder))):
         assert none is None
 

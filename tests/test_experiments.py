@@ -6,6 +6,7 @@ name. Most jobs here run a stand-in for the training scripts, which writes at on
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import shlex
@@ -281,6 +282,16 @@ def test_rows_of_a_run(stand_in, tmp_path):
         rejects(rows_are_what_the_run_left, partial(wrong, run.rows_of), folder)
 
 
+def test_switches_of_a_run_are_those_planned(stand_in, tmp_path):
+    """As --no-affine: the last one counts, as on a command line."""
+    cell = planned_cells()[0]
+    folder = finished(tmp_path, cell)
+    run_with(folder, affine=False)
+    run.rows_of(folder, [cell._replace(flags="--affine --no-affine")])
+    with pytest.raises(ValueError, match=r"with affine False, and .True. is planned"):
+        run.rows_of(folder, [cell._replace(flags="--no-affine --affine")])
+
+
 @check_of(run.in_order)
 def rows_stand_in_the_order_of_the_plan(in_order):
     """By seed and round, as numbers; what is not planned comes last; the first of two is kept."""
@@ -308,11 +319,11 @@ def test_collect(stand_in, tmp_path):
         pd.testing.assert_frame_equal(report.read_csv(tmp_path / name), table.reset_index(drop=True))
 
 
-def run_with(folder, backup):
-    """The folder's results say that its run had this backup."""
+def run_with(folder, **settings):
+    """The folder's results say that its run had these."""
     with np.load(folder / "returns.npz") as file:
         arrays = dict(file)
-    arrays["args"] = np.array(str(arrays["args"]).replace('"backup": "spacql"', f'"backup": {backup}'))
+    arrays["args"] = np.array(json.dumps(json.loads(str(arrays["args"])) | settings))
     np.savez(folder / "returns.npz", **arrays)
 
 
@@ -324,12 +335,12 @@ def test_damaged_and_other_folders_are_named_and_left_out(stand_in, tmp_path, ca
     (bad[2] / "returns.npz").unlink()
     (bad[3] / "cell.json").unlink()
     bad[4] = bad[4].rename(tmp_path / "other")
-    run_with(bad[5], '"joint"')
-    run_with(good, '["spacql"]')  # a flag of several words
+    run_with(bad[5], backup="joint")
+    run_with(good, backup=["spacql"])  # a flag of several words
     assert len(collected([pd.DataFrame(), pd.DataFrame()], *bad, good)[1]) == 2
     said = capsys.readouterr().err.splitlines()
     assert [line.split(": ")[0] for line in said] == [f"left out {folder}" for folder in bad]
-    assert said[5].endswith("it was run with --backup joint, and spacql is planned")
+    assert said[5].endswith("it was run with backup joint, and ['spacql'] is planned")
 
 
 # ------ jobs

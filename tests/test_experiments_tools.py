@@ -353,14 +353,14 @@ def test_the_published_score_is_reached_by_the_mean_of_the_seeds(monkeypatch):
     monkeypatch.setattr(benchmark, "TIMED", [(original_recipe, "joint-original", 1024)])
     monkeypatch.setattr(benchmark, "round_ms", lambda *args, **sizes: 500.0)
     scores = dict(simple_tag=[(95, 70), (80, 100), (200, 200)], simple_world=[(94, 94), (94.2, 94.2), (0, 0)])
-    places = dict(grid="recipe", dataset="random", method="joint-original", batch_size=1024)
+    places = dict(grid="recipe", dataset="random", method="joint-original", batch_size=1024, rounds=2000)
     curves = [
         places | dict(env_id=task, round=20 * i, seed=seed, score=score)
         for task, rounds in scores.items()
         for i, seeds in enumerate(rounds, 1)
         for seed, score in enumerate(seeds)
     ]
-    others = dict(dataset="expert", score=200), dict(grid="discrete", score=200)
+    others = dict(dataset="expert", score=200), dict(grid="discrete", score=200), dict(rounds=5000, score=200)
     curves += [row | other for row in curves for other in others]
     (row,) = benchmark.reached(pd.DataFrame(curves))
     assert row["simple_tag (89.4)"] == "round 40, 20 s" and row["simple_world (94.3)"] == "not reached"

@@ -26,6 +26,7 @@ from utils.files import atomic, parse, reading, say
 NETWORKS = ("critic", "actor", "target_critic", "target_actor")
 KINDS = dict(script=str, args=dict, round=int, facts=dict, history=dict, critic_adam=dict, actor_adam=dict)
 KINDS |= dict.fromkeys((*NETWORKS, "scale", "generators"), list)  # of a checkpoint's entries
+SAME_SCORE = 0.01  # of data: what rounding on another machine may change
 MAY_DIFFER = ("rounds", "device", "data_dir", "track", "resume")  # between a run and what resumes it
 NOT_NEGATIVE = "seed data_seed cql_alpha clone_weight entropy_coef output_l2 action_l2 target_noise".split()
 LEAST, MOST = dict.fromkeys(NOT_NEGATIVE, 0), dict(gamma=1)  # of the scripts' numbers
@@ -94,24 +95,24 @@ def check_wandb() -> None:
         raise InputError("--track needs a login: run `wandb login`, or set WANDB_MODE=offline") from None
 
 
-def run_folder(args) -> Path:
-    """The folder that a run is to have: --name, or one from task, data, method and seeds."""
+def run_folder(args, method: str | None = None) -> Path:
+    """The run's folder: --name, or one from task, data, method (by default of args) and seeds."""
     source = Path(args.dataset)
     named = os.sep not in args.dataset and not source.exists()
     data = args.dataset if named else "-".join(source.absolute().with_suffix("").parts[-2:])
-    method = f"{args.backup}-{args.penalty}-{args.num_critics}critics"
+    method = method or f"{args.backup}-{args.penalty}-{args.num_critics}critics"
     name = f"{args.env_id}__{data}__{method}__seed{args.seed}x{args.num_seeds}"
     return Path(args.out) / (args.name or re.sub(r"[^\w.=-]+", "-", name))
 
 
-def claim_folder(args) -> Path:
+def claim_folder(args, method: str | None = None) -> Path:
     """The run's folder: that of the run it resumes, or a new one that no other run can get at the same time.
 
     Where the name is taken it is numbered: -2, -3, ...
     """
     if args.resume:
         return checkpoint_file(args.resume).parent
-    folder = first = run_folder(args)
+    folder = first = run_folder(args, method)
     number = 1
     while True:
         try:
@@ -174,19 +175,20 @@ def finished_rounds(folder: Path) -> int | None:
         return None
 
 
-def restore(saved: dict | None, networks: dict, optimizers: dict, generators: list, scale: list) -> tuple:
+def restore(saved: dict | None, networks: dict, optimizers: dict, generators, scale: list, facts) -> tuple:
     """Copy a checkpoint's state into networks {name: tensors}, optimizers {name: optimizer} and generators.
 
     Returns the next round and the history; of a new run, which has no checkpoint, 1 and an empty one. Raises
-    InputError where the data are not those of the run.
+    InputError where the data, of this scale and these facts, are not those of the run.
     """
     if saved is None:
         return 1, {}
     for name, tensors in (networks | dict(scale=scale)).items():
         if [t.shape for t in tensors] != [t.shape for t in saved[name]]:
             raise InputError(f"the checkpoint's {name} does not fit these settings and data")
-    if not all(torch.allclose(a, b.cpu()) for a, b in zip(saved["scale"], scale, strict=True)):
-        raise InputError("these are not the data of the run: their mean or deviation differs")
+    same = [torch.allclose(a, b.cpu()) for a, b in zip(saved["scale"], scale, strict=True)]
+    if not (all(same) and abs(saved["facts"]["data_score"] - facts["data_score"]) < SAME_SCORE):
+        raise InputError("these are not the data of the run: their mean, deviation or score differs")
     if len(saved["generators"]) != len(generators):
         raise InputError(f"the checkpoint holds {len(saved['generators'])} seeds, not {len(generators)}")
     for name, params in networks.items():
@@ -325,7 +327,7 @@ def plot_history(path: Path, history: dict, title: str, data_score: float) -> No
     scores.set(xlabel="round", title="normalised score")
     scores.legend()
     weights.plot(rounds, w, lw=2, marker="o", ms=3, label=[f"k = {k + 1}" for k in range(num_agents)])
-    weights.axhline(1 / num_agents, color="0.5", ls=":", label="1 / n")
+    weights.axhline(1 / num_agents, color="0.5", ls=":", label="uniform")
     weights.set(xlabel="round", title="weights $w_k$", ylim=(0, 1))
     weights.legend()
     k_eff.set(xlabel="round", title="$k_{eff}$", ylim=(1, max(2, num_agents)))
