@@ -32,7 +32,8 @@ and [csv/runs.csv](csv/runs.csv), which has every run's command, seed, commit an
 paper's up to chance; two critics, batch 1024, one random agent per transition in the penalty (unbiased). An
 evaluation has 1000 episodes and comes every 100 rounds. *End* is the mean of the last {LAST} evaluations,
 *drop* the best mean of {LAST} in a row minus that; a number per seed. Flags are those of
-`python -m experiments.original_recipe`, OURS those of every part that is not as in spacql_continuous.py.
+`python -m experiments.original_recipe`, OURS those of every part that is not as in spacql_continuous.py,
+whose critics take actions as they are: in *On the way* the last column is theirs.
 
 ![Learning curves](recipe.png)"""
 

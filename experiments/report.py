@@ -47,8 +47,9 @@ Written by `python -m experiments.report` from [csv/runs.csv](csv/runs.csv), whi
 command, seed, commit and machine. Scores are last scores, not best ones: greedy actors after the last round
 (1000 episodes a seed, HalfCheetah 20); 0 is random play and 100 the expert. Data have the paper's
 [sizes and means](../docs/data.md#behaviour-qualities-and-their-scores); random data with forces are the
-paper's up to chance, with OMAR's prey. Rounds of batch 1024 have the paper's settings, others the default
-ones (six agents: alpha 72.9; HalfCheetah: 128 units, rate 0.001).
+paper's up to chance, with OMAR's prey. Rounds of batch 1024 have the paper's settings, but for one agent a
+transition in the penalty, others the default ones (six agents: alpha 72.9; HalfCheetah: 128 units, rate
+0.001).
 
 A score is the interquartile mean over seeds (of five the mean of the middle three), in brackets its 95%
 bootstrap interval (rliable's method), then the plain mean. n is the number of seeds where it is not 5; fewer
