@@ -171,6 +171,8 @@ BAD_CHECKPOINTS = {  # bytes, the share of the file that is left, or what is sav
     "a missing entry": (changed(actor_adam=None), NOT_READ),
     "arguments that are a text": (changed(args="[1, 2]"), NOT_READ),
     "arguments of another version": (changed(args=dict(colour="red")), "not those of this version"),
+    "data of other rewards": (changed(facts=dict(data_score=1e3)), "these are not the data of the run"),
+    "facts that say nothing": (changed(facts={}), "these are not the data of the run"),
     "networks that are no tensors": (changed(actor=[1, 2, 3, 4, 5, 6]), NOT_READ),
     "networks of other shapes": (changed(actor=[torch.zeros(2, 2)] * 6), "actor does not fit"),
     "no networks": (changed(actor=[]), "actor does not fit"),

@@ -187,7 +187,7 @@ def restore(saved: dict | None, networks: dict, optimizers: dict, generators, sc
         if [t.shape for t in tensors] != [t.shape for t in saved[name]]:
             raise InputError(f"the checkpoint's {name} does not fit these settings and data")
     same = [torch.allclose(a, b.cpu()) for a, b in zip(saved["scale"], scale, strict=True)]
-    if not (all(same) and abs(saved["facts"]["data_score"] - facts["data_score"]) < SAME_SCORE):
+    if not (all(same) and abs(saved["facts"].get("data_score", np.inf) - facts["data_score"]) < SAME_SCORE):
         raise InputError("these are not the data of the run: their mean, deviation or score differs")
     if len(saved["generators"]) != len(generators):
         raise InputError(f"the checkpoint holds {len(saved['generators'])} seeds, not {len(generators)}")
