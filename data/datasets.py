@@ -203,8 +203,9 @@ def check_prey(name: str, facts: dict, prey: str | None, policies: str | None) -
     if facts["env_id"] in WITH_PREY and "prey" in facts:
         played = fingerprint(prey_network(facts["env_id"], facts["action_kind"], prey, policies))
         if played != facts["prey"]:
-            other = f"prey {facts['prey']}, not {played}: name it with --prey or --policies"
-            raise InputError(f"{name} was logged against {other}")
+            hints = dict(discrete=", the shipped one", continuous=": name it with --prey or --policies")
+            known = f"prey {facts['prey']}, not {played}{hints[facts['action_kind']]}"
+            raise InputError(f"{name} was logged against {known}")
 
 
 def find_prey(args, device="cpu"):

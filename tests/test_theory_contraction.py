@@ -59,7 +59,7 @@ def test_after_one_step_the_expansion_is_over():
         for q in starts:
             for _ in range(400):
                 q = theory_checks.adaptive_backup(world, q)[:, None].expand_as(q)
-            close(theory_checks.adaptive_weights(world, q), torch.full((1, 1, 2), 0.5), 1e-6)
+            close(theory_checks.adaptive_weights(world, q), torch.full((1, 1, 16, 2), 0.5), 1e-6)
             assert float(q.abs().max()) < 1e-6
 
 

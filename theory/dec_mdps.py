@@ -51,6 +51,16 @@ class DecMDPs:
         """m_k for k = 1..N, [I, K, S, J]: k agents, drawn afresh, act by their policies, the others by mu."""
         return torch.einsum("isa,iksaj->iksj", self.behaviour, query_kernel(self.policies)[:, 1:])
 
+    @cached_property
+    def draws(self):
+        """What a draw of spacql.py may ask, a query of each size: joint actions [D, K] and their chances
+        [I, S, D]. Given the logged action, sizes are drawn apart. D = J^K: for small teams."""
+        chances = self.behaviour.unsqueeze(-1)  # [I, S, J (logged), D so far]
+        for kernel in query_kernel(self.policies)[:, 1:].unbind(1):  # [I, S, J (logged), J (query)]
+            chances = (chances.unsqueeze(-1) * kernel.unsqueeze(-2)).flatten(-2)
+        several = [torch.arange(self.rewards.shape[-1])] * self.num_agents
+        return torch.cartesian_prod(*several).view(-1, self.num_agents), chances.sum(2)
+
     def mixture(self, weights):
         """m_w = sum_k w_k(s) m_k, [I, S, J], for weights [I, S, K]."""
         return torch.einsum("isk,iksj->isj", weights, self.mixtures)
@@ -101,12 +111,13 @@ class DecMDPs:
         return self.action_values(self.state_values(actions))
 
     def extreme_critic(self, pick):
-        """Q [I, 1, S, J] where at each state the best (pick = torch.max) or worst (torch.min) m_k acts."""
+        """Q [I, 1, S, J] where the best (pick = torch.max) or worst (torch.min) of a draw's queries acts."""
+        queries, chances = self.draws
         values = torch.zeros_like(self.start)
         for _ in range(50):  # policy iteration
-            ahead = torch.einsum("iksj,isj->iks", self.mixtures, self.action_values(values))
-            sizes = pick(ahead, dim=1).indices
-            values = self.state_values(self.mixture(exact(one_hot(sizes, self.num_agents))))
+            sizes = pick(self.action_values(values)[..., queries], dim=-1).indices  # [I, S, D]
+            chosen = queries[torch.arange(len(queries)), sizes]
+            values = self.state_values(torch.zeros_like(self.behaviour).scatter_add(-1, chosen, chances))
         return self.action_values(values).unsqueeze(1)
 
     def guess(self, actor, critic):
@@ -254,11 +265,11 @@ def trap_worlds(agents, gamma, leave):
 def rare_trigger(gamma, p, flip):
     """Three agents, sharp for correlated data: agent 0 acts with chance p; if it does, the other two flip
     together (chance `flip`), else independently. From the start, joint actions that are likelier under
-    (mu_0, mu_12) lead to one absorbing state (reward 1), other rare ones to another. pi = mu_i."""
+    (mu_0, mu_12) lead to one absorbing state, other rare ones to another, of reward -1, not 1. pi = mu_i."""
     pair, together = exact([1 - flip, flip]), exact([[1 - flip, 0], [0, flip]])
     behaviour = torch.stack([(1 - p) * torch.outer(pair, pair), p * together]).flatten()
     targets = [[0, 2, 2, 1, 2, 1, 1, 2], [1] * 8, [2] * 8]
-    world = by_hand(targets, [[-1], [1], [-1]], behaviour, torch.zeros(3, 1, 2), [gamma])
+    world = by_hand(targets, [[1], [1], [-1]], behaviour, torch.zeros(3, 1, 2), [gamma])
     return replace(world, policies=world.marginals())
 
 
@@ -303,7 +314,6 @@ class Sweep:
     correlated: list
     generator: torch.Generator
     instances: int = 200
-    agents: int = 4
 
     def splits(self):
         """Every set S of agents."""
@@ -330,7 +340,10 @@ class Sweep:
         return q / (1 - world.gamma)[:, None, None, None]
 
     def critics(self):
-        return ((world, self.critic(world, 3)) for world in self.factorised + self.correlated)
+        """Critics where the draws are few enough."""
+        for world in self.factorised + self.correlated:
+            if world.rewards.shape[-1] ** world.num_agents < 1000:
+                yield world, self.critic(world, 3)
 
     def floors(self):
         """A sharp example, spreads at the floor around the values 0 and 15, and random critics."""
@@ -340,9 +353,6 @@ class Sweep:
         for world, q in self.critics():
             yield world, q, q + 0.01 * self.critic(world, 3), 0.01
             yield world, q, q + 1, 1.0
-
-    def teams(self):
-        return zip(range(2, max(3, self.agents) + 1), strict=True)
 
     def datasets(self):
         return itertools.product(self.factorised, (30, 300, 3000))
@@ -364,4 +374,4 @@ def make_sweep(seed, instances, agents):
     for n, a in teams:
         factorised.append(random_worlds(generator, each, agents=n, actions=a))
         correlated.append(random_worlds(generator, each, agents=n, actions=a, correlation=True))
-    return Sweep(factorised, correlated, generator, instances, agents)
+    return Sweep(factorised, correlated, generator, instances)

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from theory.dec_mdps import exact
 from utils.files import atomic, current_commit
 
-HOLDS, CONDITION, FAILS, MEASURED = "holds", "holds with a condition", "fails", "measured"
+HOLDS, CONDITION, FAILS = "holds", "holds with a condition", "fails"
 PAPER, READING = "the paper's words", "a natural reading"  # what a claim that fails is
 ROUNDING = {"<=": 1e-11, "=": 1e-9}  # relative: what separates a broken claim from float64 noise
 CLAIMS = []
@@ -58,18 +58,15 @@ def evaluate(claim, sweep):
 
 def judge(claim, sweep):
     """A row: it fails where a value exceeds its bound (or, for "=", differs from it); where that is expected
-    it must be with the pinned numbers; what is measured has no verdict."""
+    it must be with the pinned numbers."""
     value, bound = evaluate(claim, sweep)
     slack = bound - value if claim.relation == "<=" else -(bound - value).abs()
     broken = ~(slack >= -ROUNDING[claim.relation] * (1 + bound.abs()))
     worst, ratio = int(slack.argmin()), (value / bound)[bound > ROUNDING["<="]]
-    tight = claim.relation == "<=" and claim.expected != MEASURED and len(ratio) > 0
+    tight = claim.relation == "<=" and len(ratio) > 0
     verdict, note = claim.expected, " ".join(claim.note.split())
     if not slack.isfinite().all():
         verdict = "not a number"
-    elif claim.expected == MEASURED:
-        share = float(broken.double().mean())
-        note += f" From {float(value.min()):.3g} to {float(value.max()):.3g}; broken in {share:.1%}."
     elif claim.expected == FAILS:
         found, pinned = torch.stack([value, bound], 1), exact(claim.numbers)
         same = found.shape == pinned.shape and found.allclose(pinned, 1e-6, 1e-6)
