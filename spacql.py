@@ -22,7 +22,7 @@ Deviations, and readings of our own:
   * lambda_i = 1/N; that mean is estimated from one random agent a transition (--penalty-agents);
   * one reward, the agents' mean, centred over the data: nothing is terminal, so Q only shifts;
   * actors ascend the critics' mean, once a round, on its last batch;
-  * inputs are standardised once, by the data, not by batch-norm at every call;
+  * states, not actions, are standardised once, by the data: no batch-norm;
   * the last step of an episode has no logged next action and is not sampled.
 """
 
@@ -73,7 +73,7 @@ CACHE_NUMBERS = 2**19  # activations that fit a core's caches
 
 @dataclass(frozen=True)
 class Args:
-    """Symbols in brackets are the paper's."""
+    """Letters in brackets are those above."""
 
     env_id: Literal["simple_spread", "simple_tag", "simple_world", "two_doors"] = "simple_spread"
     """task"""
@@ -90,7 +90,7 @@ class Args:
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
     penalty_agents: int | None = None
-    """[M] agents drawn per transition for the penalty; default 1"""
+    """[M] agents that cfcql draws per transition; default 1"""
     cql_alpha: float | None = None
     """[alpha] weight of the penalty; default by task and quality"""
     entropy_coef: float | None = None
@@ -114,7 +114,7 @@ class Args:
     eval_every: int = 20
     """rounds between evaluations and checkpoints"""
     eval_episodes: int = 200
-    """episodes per seed and evaluation, and five times as many in the end"""
+    """per seed and evaluation, in the end five times"""
     dataset_size: int | None = None
     """transitions to simulate; default the paper's"""
     data_seed: int = 0
@@ -307,7 +307,7 @@ def evaluate(policy, env, num_seeds, seed):
 
 
 def fill_in(args, quality, num_agents):
-    """The arguments with every None replaced by its default."""
+    """The arguments, with the task's defaults filled in."""
     defaults = DEFAULTS | TASKS[args.env_id] | dict(cql_alpha=CQL_ALPHA[args.env_id].get(quality))
     if args.paper_size:
         defaults |= PAPER_SIZE[args.env_id] | dict(penalty_agents=num_agents)

@@ -18,13 +18,13 @@ action, O of an observation, D of the state, H hidden units, M agents in the pen
 of each, R joint actions per state. Networks are stacked tensors.
 
 Deviations, and readings of our own:
-  * the log-integral in (5) is a log-mean over C uniform actions of an agent, on HalfCheetah also C around
+  * the log-integral in (5) is a log-mean over 10 uniform actions of an agent, on HalfCheetah also 10 around
     the policy's at s and at s', over their density before clipping (CFCQL's);
   * deterministic actors, with L2 on their outputs (--output-l2);
   * lambda_i = 1/N; that mean is estimated from one random agent a transition (--penalty-agents);
   * one reward, the agents' mean, centred over the data: nothing is terminal, so Q only shifts;
   * actors ascend the critics' mean, once a round, on its last batch;
-  * inputs are standardised once, by the data, not by batch-norm at every call;
+  * states, not actions, are standardised once, by the data: no batch-norm;
   * the last step of an episode has no logged next action and is not sampled.
 """
 
@@ -69,9 +69,9 @@ CQL_ALPHA = {  # CFCQL's, but for each 2.7
 CRITIC_UPDATES = 5  # per round
 MAX_GRAD_NORM = 0.5  # of each network
 TAU = dict.fromkeys(TASKS, 0.01) | {"HalfCheetah-2x3": 0.005}  # Polyak step of the targets
-TARGET_NOISE, CANDIDATE_NOISE = 0.05, 0.2  # deviations of a normal distribution
+TARGET_NOISE, CANDIDATE_NOISE = 0.05, 0.2  # standard deviations
 CANDIDATES = 10  # per agent and distribution
-ACTION_L2 = 0.001  # weight of the squared actions in (6)
+ACTION_L2 = 0.001  # of the squared actions in (6)
 EVAL_SEED = 12345  # of the worlds that score teams
 FINAL_FACTOR = 5  # times --eval-episodes are behind the reported scores
 CACHE_NUMBERS = 2**19  # activations that fit a core's caches
@@ -79,7 +79,7 @@ CACHE_NUMBERS = 2**19  # activations that fit a core's caches
 
 @dataclass(frozen=True)
 class Args:
-    """Symbols in brackets are the paper's."""
+    """Letters in brackets are those above."""
 
     env_id: Literal["simple_spread", "simple_tag", "simple_world", "HalfCheetah-2x3"] = "simple_spread"
     """task"""
@@ -97,11 +97,10 @@ class Args:
     """the others in (6): as logged (the paper) or by policy (ours)"""
     clone_weight: float = 0.0
     """of cloning in (6), times the data's squared predictability (ours)"""
-
     num_critics: int = 10
     """[E] ensemble members; 2 with --backup joint is CFCQL"""
     penalty_agents: int | None = None
-    """[M] agents drawn per transition for the penalty; default 1"""
+    """[M] agents that cfcql draws per transition; default 1"""
     cql_alpha: float | None = None
     """[alpha] weight of the penalty; default by task and quality"""
     output_l2: float | None = None
@@ -255,11 +254,11 @@ def counterfactuals(actions, agents, to):
     return torch.where(acts[..., None, :, None], to.unsqueeze(-2), actions[:, :, None, None])
 
 
-def penalty_candidates(args, actions, policies, generators):
+def penalty_candidates(args, actions, near, generators):
     """What (5) holds against the data: joint actions [S, B, M, C, N, A] and their log-weights [S, B, M, C].
 
     cfcql: actions of random agents, the others as in actions [S, B, N, A]; macql: joint actions, the team as
-    one agent (M = 1). policies: actions [S, B, N, A] near which some candidates are.
+    one agent (M = 1). near: actions [S, B, N, A] around which some candidates are.
     """
     batch, num_agents, dim = actions.shape[1:]
     order = per_seed(torch.rand, generators, (batch, num_agents)).argsort(-1)
@@ -269,12 +268,12 @@ def penalty_candidates(args, actions, policies, generators):
     shape = (*agents.shape[1:], CANDIDATES, dim)
     to = [2 * per_seed(torch.rand, generators, shape) - 1]  # [S, B, M, C, A]
     log_density = [torch.full_like(to[0][..., 0], -dim * math.log(2))]
-    for policy in policies:
+    for policy in near:
         mean = policy.take_along_dim(agents.unsqueeze(-1), dim=2).unsqueeze(3)  # [S, B, M, 1, A]
         noise = per_seed(torch.randn, generators, shape)
         to.append((mean + CANDIDATE_NOISE * noise).clamp(-1, 1))
-        scale = dim * math.log(CANDIDATE_NOISE * math.sqrt(2 * math.pi))
-        log_density.append(-noise.square().sum(-1) / 2 - scale)
+        log_z = dim * math.log(CANDIDATE_NOISE * math.sqrt(2 * math.pi))
+        log_density.append(-noise.square().sum(-1) / 2 - log_z)
     to, log_density = torch.cat(to, dim=3), torch.cat(log_density, dim=3)
     if args.penalty == "cfcql":
         joint = counterfactuals(actions, agents, to)
@@ -326,7 +325,7 @@ def evaluate(policy, env, num_seeds, seed):
 
 
 def fill_in(args, quality, num_agents):
-    """The arguments with every None replaced by its default."""
+    """The arguments, with the task's defaults filled in."""
     defaults = DEFAULTS | TASKS[args.env_id] | dict(cql_alpha=CQL_ALPHA[args.env_id].get(quality))
     if args.paper_size:
         defaults |= PAPER_SIZE[args.env_id] | dict(penalty_agents=num_agents)

@@ -6,8 +6,7 @@ arXiv 2511.07629. The method's maths comes from spacql.py, the functions that tr
     python theory_checks.py --only contraction,lemma1       # by default all claims, in seconds
 
 A claim is a pure function of a case to (value, bound). Its decorator holds name, equation, cases and what is
-expected: it holds, perhaps with a condition, or fails, with these numbers on a counterexample.
-Definitions and proofs are in docs/theory.md.
+expected: it holds, perhaps with a condition, or fails, with these numbers. Proofs are in docs/theory.md.
 
 g is gamma; d^S the occupancy where agents in S act by policy, the others as logged; m_k replaces k random
 agents at every step, m_w = sum_k w_k m_k. Array letters: as in theory/dec_mdps.py, and E members.

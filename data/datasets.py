@@ -54,12 +54,10 @@ CHUNK_STEPS = 50_000  # transitions simulated at once, by one policy
 TEXTS = ("env_id", "quality", "action_kind")  # attributes that a file must have
 SCORES = ("random_score", "expert_score")  # these too
 MEASURED = ("dependence", "dependence_error", "predictability")  # attributes that a file may lack
-# And those of files that are simulated here.
-NOTED = ("seed", "dataset", "behaviour", "prey", "versions")
+NOTED = ("seed", "dataset", "behaviour", "prey", "versions")  # those that only simulated files have
 LARGEST = 1e6  # observation or reward that is taken for one of a world
-# In nats, above which a warning is due. The qualities measure up to 0.003 (medium-replay: iterates in turn),
-# mixes of teams of share 0.5 from 0.10 to 0.14. By Pinsker's inequality up to 0.02 the distribution of
-# actions is on average within a total variation of 0.1 of one where an agent acts independently.
+# In nats, above which a warning is due. By Pinsker's inequality up to 0.02 the distribution of actions is on
+# average within a total variation of 0.1 of one where an agent acts independently.
 STRONG_DEPENDENCE = 0.02
 
 

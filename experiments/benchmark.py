@@ -46,8 +46,8 @@ OUT = TOP / "results/benchmark.md"
 REPORT = f"""# Benchmark
 
 Written by `python -m experiments.benchmark`: {{facts}}.
-Networks of 64 units; by default ten critics, three agents, one seed, batch 256, one agent in the penalty.
-ms of a round, the fastest of several.
+ms of a round, the fastest of several. Networks have 64 units; by default ten critics, three agents, one seed,
+batch 256, one agent in the penalty.
 
 {{rounds}}
 
@@ -120,8 +120,8 @@ def demands(script, num_seeds):
     row = dict(calls=calls, GB=gigabytes, GFLOP=gigaflops)
     row |= {"ms of calls": calls * CALL_US / 1000, "of memory": gigabytes / GB_PER_MS}
     row |= {"of products": gigaflops / GFLOP_PER_MS}
-    place = dict(script=script.SCRIPT, seeds=str(num_seeds))
-    return place | {name: f"{number:.4g}" for name, number in row.items()}
+    texts = {name: f"{number:.4g}" for name, number in row.items()}
+    return dict(script=script.SCRIPT, seeds=str(num_seeds), **texts)
 
 
 def scaling():

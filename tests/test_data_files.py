@@ -98,6 +98,7 @@ def test_script_ends_with_status_2_and_one_line(tmp_path):
         (KeyboardInterrupt(), 130, "\nname: interrupted\n"),
         (OSError(28, "No space left", "runs/x"), 2, "name: error: runs/x: No space left\n"),
         (BrokenPipeError(), 2, ""),
+        (RuntimeError("you tried to allocate 8 bytes"), 2, "name: error: you tried to allocate 8 bytes\n"),
     ],
 )
 def test_run_script_ends_tidily(error, status, said, capsys):
@@ -107,8 +108,8 @@ def test_run_script_ends_tidily(error, status, said, capsys):
     with pytest.raises(SystemExit) as stop:
         run_script("name", main)
     assert (stop.value.code, capsys.readouterr()) == (status, ("", said))
-    with pytest.raises(ZeroDivisionError):  # it hides no bug
-        run_script("name", lambda: 1 / 0)
+    with pytest.raises(RuntimeError, match="shapes differ"):  # it hides no bug
+        run_script("name", lambda: (_ for _ in ()).throw(RuntimeError("shapes differ")))
 
 
 PRINTS = "from utils.files import run_script; run_script('name', lambda: print({}))"

@@ -432,10 +432,9 @@ def test_experts_play_their_part_of_the_best_joint_action():
 
 
 def test_the_tabular_command_writes_a_table_and_a_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(tabular, "TEAMS", (2, 3))
-    monkeypatch.setattr(tabular, "SAMPLES", (30, 3000))
-    monkeypatch.setattr(tabular, "INSTANCES", 3)
-    monkeypatch.setattr(tabular, "OUT", tmp_path / "a")
+    small = dict(TEAMS=(2, 3), SAMPLES=(30, 3000), INSTANCES=3, OUT=tmp_path / "a")
+    for name, value in small.items():
+        monkeypatch.setattr(tabular, name, value)
     tabular.main()
     assert (tmp_path / "a/evaluation.png").stat().st_size > 10_000
     monkeypatch.setattr(tabular, "draw", draw_little)

@@ -76,8 +76,8 @@ def condense(box: str) -> str:
 
 
 def run_script(name: str, main) -> None:
-    """Run `main`. Bad input and failed reads and writes end with one line on stderr and status 2, an
-    interrupt with status 130. Where the reader of our output has gone, as `head` does, nothing is said."""
+    """Run `main`. Bad input, failed reads and writes and too little memory end with one line on stderr and
+    status 2, an interrupt with 130. Where the reader of our output is gone, as `head` is, nothing is said."""
     try:
         try:
             main()
@@ -89,11 +89,13 @@ def run_script(name: str, main) -> None:
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         sys.exit(130)
-    except OSError as error:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
         with contextlib.suppress(OSError):  # what stdout could not take, it need not try again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            place = f"{error.filename}: " if error.filename else ""
+            place = f"{error.filename}: " if getattr(error, "filename", None) else ""
             print(f"{name}: error: {place}{one_line(error)}", file=sys.stderr)
         sys.exit(2)
 

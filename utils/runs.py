@@ -29,7 +29,7 @@ KINDS |= dict.fromkeys((*NETWORKS, "scale", "generators"), list)  # of a checkpo
 SAME_SCORE = 0.01  # of data: what rounding on another machine may change
 MAY_DIFFER = ("rounds", "device", "data_dir", "track", "resume")  # between a run and what resumes it
 NOT_NEGATIVE = "seed data_seed cql_alpha clone_weight entropy_coef output_l2 action_l2 target_noise".split()
-LEAST, MOST = dict.fromkeys(NOT_NEGATIVE, 0), dict(gamma=1)  # of the scripts' numbers
+LEAST, MOST = dict.fromkeys(NOT_NEGATIVE, 0), dict(gamma=1, num_seeds=1000, num_critics=1000)
 TAGS = {"scores": "eval/score", "weights": "weights/k", "u": "uncertainty/k", "k_eff": "weights/k_eff"}
 
 
@@ -59,6 +59,8 @@ def open_run(args_class, argv, description: str, script: str) -> tuple:
         check_wandb()
     if args.resume is None:
         folder = run_folder(args)
+        if len(folder.name) > 200:
+            raise InputError(f"--name is too long: {len(folder.name)} characters")
         parent = next(parent for parent in folder.absolute().parents if parent.exists())
         if not (parent.is_dir() and os.access(parent, os.W_OK)):  # say so before any work is done
             raise InputError(f"cannot write {folder}: {parent} is not a folder that can be written to")
