@@ -73,7 +73,7 @@ BAD_FLAGS = {
     "--learning-rate 0": "--learning-rate 0.0 is out of range",
     "--cql-alpha -0.1": "--cql-alpha -0.1 is out of range",
     "--num-seeds 1001": "--num-seeds 1001 is too large",
-    f"--name {'x' * 201}": "--name is too long: 201 characters",
+    f"--name {'x' * 201}": "name of 201 characters is too long: give --name",
     "--gamma 1.5": "--gamma 1.5 is out of range",
     "--device quantum": "--device quantum cannot be used",
     "--device cuda:99": "--device cuda:99 cannot be used",

@@ -60,7 +60,7 @@ def open_run(args_class, argv, description: str, script: str) -> tuple:
     if args.resume is None:
         folder = run_folder(args)
         if len(folder.name) > 200:
-            raise InputError(f"--name is too long: {len(folder.name)} characters")
+            raise InputError(f"a run folder's name of {len(folder.name)} characters is too long: give --name")
         parent = next(parent for parent in folder.absolute().parents if parent.exists())
         if not (parent.is_dir() and os.access(parent, os.W_OK)):  # say so before any work is done
             raise InputError(f"cannot write {folder}: {parent} is not a folder that can be written to")
