@@ -53,6 +53,9 @@ def refused(script, argv, *folders):
 
 TOO_LARGE = "99999999999999999999"
 NOT_READ = "(truncated, damaged or foreign)"
+OUTSIDE = "learning-rate nan,learning-rate 0.0,cql-alpha -0.1,clone-weight -0.1,gamma 0.0,gamma 1.5".split(
+    ","
+)
 BAD_FLAGS = {
     "--env-id simple_spraed": "(choose from {tasks}); did you mean 'simple_spread'?",
     "--dataset mediun": "unknown dataset 'mediun' (choose from random, medium-replay, medium, expert);"
@@ -69,12 +72,9 @@ BAD_FLAGS = {
     "--seed -1": "--seed must be at least 0, not -1",
     f"--data-seed {TOO_LARGE}": f"--data-seed {TOO_LARGE} is too large",
     "--dataset-size 24": "dataset size 24 is less than one episode of 25 transitions",
-    "--learning-rate nan": "--learning-rate nan is out of range",
-    "--learning-rate 0": "--learning-rate 0.0 is out of range",
-    "--cql-alpha -0.1": "--cql-alpha -0.1 is out of range",
     "--num-seeds 1001": "--num-seeds 1001 is too large",
     f"--name {'x' * 201}": "name of 201 characters is too long: give --name",
-    "--gamma 1.5": "--gamma 1.5 is out of range",
+    **{f"--{flag}": f"--{flag} is out of range" for flag in OUTSIDE},
     "--device quantum": "--device quantum cannot be used",
     "--device cuda:99": "--device cuda:99 cannot be used",
     "--device meta": "--device meta cannot be used",
