@@ -100,11 +100,10 @@ def main(argv=None):
     episodes = script.FINAL_FACTOR * settings.eval_episodes
     env = worlds(settings.num_seeds * episodes)
     returns = script.evaluate(policy, env, settings.num_seeds, script.EVAL_SEED + 1)  # [S, episodes]
-    facts = saved["facts"]
     summary = dict(folder=str(args.folder), episodes=episodes, env_id=settings.env_id)
     summary |= dict(dataset=settings.dataset, rounds=saved["round"])
-    summary |= runs.score_summary(settings, normalise(returns.mean(1), facts))
-    summary |= dict(data_score=round(facts["data_score"], 2))
+    summary |= runs.score_summary(settings, normalise(returns.mean(1), saved["facts"]))
+    summary |= dict(data_score=round(saved["facts"]["data_score"], 2))
     print(json.dumps(summary), flush=True)
     if args.gif:
         film_teams(args.folder, args.gif, summary["scores"][0])

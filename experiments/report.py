@@ -184,13 +184,6 @@ def claims_section(scores: dict) -> str:
     return "\n\n".join([RULE, markdown(overview), *details])
 
 
-def missing_section(cells: list[Cell], runs: pd.DataFrame) -> str:
-    """How much of the plan is not done."""
-    jobs = missing_jobs(cells, set(places(runs)))
-    lacking = f"{len({job.cell for job in jobs})} of {len(cells)} cells lack seeds"
-    return f"{lacking}; `python -m experiments.run --dry-run` lists the {len(jobs)} commands that run them."
-
-
 def tables(cells: list[Cell], runs: pd.DataFrame) -> str:
     """All of tables.md."""
     grids = [grid for grid in TABLES if grid in set(runs["grid"])]
@@ -199,7 +192,10 @@ def tables(cells: list[Cell], runs: pd.DataFrame) -> str:
     if runs["grid"].isin(PENALTY_GRIDS).any():
         parts += ["## Penalties over alpha", penalty_section(runs)]
     parts += ["## The claims", claims_section(main_scores(cells, runs))]
-    parts += ["## Not run", missing_section(cells, runs)]
+    jobs = missing_jobs(cells, set(places(runs)))
+    lacking = f"{len({job.cell for job in jobs})} of {len(cells)} cells lack seeds"
+    how = f"`python -m experiments.run --dry-run` lists the {len(jobs)} commands that run them"
+    parts += ["## Not run", f"{lacking}; {how}."]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

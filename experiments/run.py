@@ -5,9 +5,9 @@
     python -m experiments.run --jobs 0            # only collects what a scheduler has run
 
 A job is one command of a script on one core, all missing seeds of a cell side by side. Where it has ended
-well, a record, cell.json, is put into its run folder below runs/results; a folder without one starts anew, so
-that everything can be stopped at any moment. What is done is not run again. csv/runs.csv has a row per seed,
-csv/curves.csv a row per seed and evaluation.
+well, a record, cell.json, is put into its run folder below runs/results. Everything can be stopped at any
+moment: what is done is not run again, and a training script goes on from its checkpoint. csv/runs.csv has a
+row per seed, csv/curves.csv a row per seed and evaluation.
 """
 
 import json
@@ -55,19 +55,24 @@ class Args:
 
 
 def run_job(job: Job, runs: Path) -> str | None:
-    """Run a job on one core into its folder below `runs`; returns what went wrong, or None. What an
-    interrupted one left there goes; all that it says is in a text beside the folder."""
-    folder, log = runs / job.name, runs / f"{job.name}.txt"
-    shutil.rmtree(folder, ignore_errors=True)
+    """Run a job on one core into its folder below `runs`; returns what went wrong, or None. What it says is
+    in a text beside the folder, below the commit: an interrupted one goes on where that is the same."""
+    folder, log, commit = runs / job.name, runs / f"{job.name}.txt", current_commit()
     runs.mkdir(parents=True, exist_ok=True)
-    commit = current_commit()
-    command = [sys.executable, *shlex.split(job.command())[2:], "--out", str(runs.absolute())]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with open(log, "w") as file:
+    words = [sys.executable, *shlex.split(job.command())[2:]]
+    before = log.read_text(errors="replace") if log.is_file() else ""
+    resumable = job.cell.method != "bc" and (folder / "checkpoint.pt").is_file()
+    if resumable and before.startswith(f"commit {commit}\n") and not (folder / "returns.npz").exists():
+        words = [*words[: words.index("--env-id")], "--resume", str(folder.absolute())]
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        log.write_text(f"commit {commit}\n")
+        words += ["--out", str(runs.absolute())]
+    with open(log, "a") as file:
         streams = dict(stdout=file, stderr=file, stdin=subprocess.DEVNULL)
-        code = subprocess.run(command, cwd=TOP, env=environment, **streams).returncode
+        code = subprocess.run(words, cwd=TOP, env=os.environ | {"OMP_NUM_THREADS": "1"}, **streams).returncode
     if code:
-        said = [line for line in re.split(r"[\r\n]+", log.read_text(errors="replace")) if line.strip()]
+        _, *said = filter(str.strip, re.split(r"[\r\n]+", log.read_text(errors="replace")))
         return said[-1].strip() if said else f"ended with status {code}"
     if not (folder / "returns.npz").is_file():
         return "left no results"

@@ -31,8 +31,8 @@ MUTANTS = {
         "first rival": lambda right, claim, *rest: right(claim._replace(rivals=claim.rivals[:1]), *rest),
         "first method": lambda right, claim, *rest: right(claim._replace(methods=claim.methods[:1]), *rest),
         "first dataset": lambda right, claim, scores, places: right(claim, scores, places[:1]),
-        "any seeds": lambda right, claim, scores, places: right(
-            claim, {key: [*group, *group] for key, group in scores.items()}, places
+        "any seeds": lambda right, claim, scores, *rest: right(
+            claim, {key: 2 * group for key, group in scores.items()}, *rest
         ),
     },
     "names are safe and tell cells apart": {
@@ -47,9 +47,7 @@ MUTANTS = {
     },
     "missing seeds are trained side by side": {
         "all": lambda right, cells, done: right(cells, set()),
-        "over what is done": lambda right, cells, done: [
-            job._replace(count=5 - job.first) for job in right(cells, done)[:1]
-        ],
+        "over what is done": lambda right, *args: [j._replace(count=5 - j.first) for j in right(*args)[:1]],
         "anybody's seeds": lambda right, cells, done: right(cells, {(*cells[0][:6], s) for *_, s in done}),
     },
     "rows are what the run left": {

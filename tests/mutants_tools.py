@@ -33,12 +33,8 @@ MUTANTS = {
     },
     "distance is to the nearest pair": {
         "squared": lambda right, *args: right(*args).square(),
-        "states do not count": lambda right, pairs, state, joint: right(
-            (0 * pairs[0], pairs[1]), 0 * state, joint
-        ),
-        "joint actions do not count": lambda right, pairs, state, joint: right(
-            (pairs[0], 0 * pairs[1]), state, 0 * joint
-        ),
+        "states do not count": lambda right, pairs, s, a: right((0 * pairs[0], pairs[1]), 0 * s, a),
+        "joint actions do not count": lambda right, pairs, s, a: right((pairs[0], 0 * pairs[1]), s, 0 * a),
         "another joint action": lambda right, pairs, state, joint: right(pairs, state, joint.roll(1, 0)),
     },
     "replacement is the backup's": {
@@ -55,9 +51,7 @@ MUTANTS = {
     "cloning is by likelihood or by distance": {
         "sign": lambda right, *args: -right(*args),
         "mean over agents": lambda right, *args: right(*args).mean(1, keepdim=True).expand(-1, 3),
-        "another transition's actions": lambda right, outputs, actions, kind: right(
-            outputs, actions.roll(1, 1), kind
-        ),
+        "another transition's actions": lambda right, out, a, kind: right(out, a.roll(1, 1), kind),
         "the other kind": lambda right, outputs, actions, continuous: right(outputs, actions, not continuous),
     },
 }

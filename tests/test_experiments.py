@@ -367,6 +367,21 @@ def test_jobs(stand_in, tmp_path, monkeypatch):
     assert not (tmp_path / f"{jobs[-1].name}.txt").exists()
 
 
+def test_an_interrupted_job_goes_on_with_the_same_code_alone(stand_in, tmp_path, monkeypatch):
+    """From the checkpoint that it left, where there are no results yet."""
+    stand_in.write_text("import sys; sys.exit(' '.join(sys.argv[1:3]))")
+    job = Job(planned_cells()[0], 0, 1)
+    folder, left = tmp_path / job.name, "checkpoint.pt"
+    cases = ("", 1, 0), (left, 1, 1), (f"{left} returns.npz", 1, 0), (left, 2, 0), (left, 2, 1)
+    for names, commit, on in cases:
+        folder.mkdir(exist_ok=True)
+        for name in names.split():
+            (folder / name).touch()
+        monkeypatch.setattr(run, "current_commit", lambda commit=commit: commit)
+        said = f"--resume {folder}" if on else "--env-id simple_spread"
+        assert run.run_job(job, tmp_path) == said and folder.exists() == on
+
+
 def main(folder, monkeypatch, *flags):
     """The runner in this process, with all that it writes in another folder."""
     monkeypatch.setattr(run, "TOP", folder)
@@ -438,9 +453,8 @@ def test_tiny_cells_end_to_end(tmp_path, data_dir, monkeypatch, quickly):
     def in_process(command, stdout, **_):
         split = command.index("--env-id")
         names, flags = command[1:split], command[split:]
-        script = (
-            bc if "experiments.bc" in names else {s.SCRIPT: s for s in (spacql, spacql_continuous)}[names[0]]
-        )
+        scripts = {s.SCRIPT: s for s in (spacql, spacql_continuous)}
+        script = bc if "experiments.bc" in names else scripts[names[0]]
         with contextlib.redirect_stdout(stdout):
             summary = script.main([*(["--continuous"] if "--continuous" in names else []), *flags])
         printed[summary["folder"].split("/")[-1]] = summary
@@ -482,9 +496,8 @@ def test_tables_say_what_is_known(quickly):
     scores["simple_world", "expert", "spacql"] = [20.0, 22.0]
     scores["simple_world", "expert", "joint"] = around(30)
     rows = []
-    for grid, found in dict(
-        discrete=scores, narrow={("simple_world", "expert", "clone"): around(60)}
-    ).items():
+    grids = dict(discrete=scores, narrow={("simple_world", "expert", "clone"): around(60)})
+    for grid, found in grids.items():
         for place, values in found.items():
             cell = next(cell for cell in EVERYTHING if cell[:4] == (grid, *place))
             rows += [(*cell[:6], seed, score) for seed, score in enumerate(values)]
@@ -537,9 +550,8 @@ def test_committed_csvs_are_whole():
     assert rows["commit"].str.fullmatch("[0-9a-f]{7,}").all()
     for row in rows.itertuples():
         script = r"-m experiments.bc.*|" * (row.method == "bc") + SCRIPTS[row.grid]
-        found = re.match(
-            rf"OMP_NUM_THREADS=1 python ({script}) --env-id {row.env_id} .*--seed (\d+)", row.command
-        )
+        command = rf"OMP_NUM_THREADS=1 python ({script}) --env-id {row.env_id} .*--seed (\d+)"
+        found = re.match(command, row.command)
         assert int(found[2]) <= row.seed < int(found[2]) + row.stacked
 
 

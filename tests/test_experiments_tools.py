@@ -79,10 +79,7 @@ def test_cloned_seeds_together_are_seeds_alone(script, data_dir):
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [
-        ("--env-id two_door", "did you mean 'two_doors'"),
-        ("--rounds 0", "--rounds must be at least 1"),
-    ],
+    [("--env-id two_door", "did you mean 'two_doors'"), ("--rounds 0", "--rounds must be at least 1")],
 )
 def test_cloning_refuses_in_one_line(flags, said, data_dir):
     assert said in one_line(lambda: bc.main([*flags.split(), "--data-dir", str(data_dir)]))

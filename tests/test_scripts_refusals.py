@@ -53,9 +53,7 @@ def refused(script, argv, *folders):
 
 TOO_LARGE = "99999999999999999999"
 NOT_READ = "(truncated, damaged or foreign)"
-OUTSIDE = "learning-rate nan,learning-rate 0.0,cql-alpha -0.1,clone-weight -0.1,gamma 0.0,gamma 1.5".split(
-    ","
-)
+BEYOND = "learning-rate nan,learning-rate 0.0,cql-alpha -0.1,clone-weight -0.1,gamma 0.0,gamma 1.5".split(",")
 BAD_FLAGS = {
     "--env-id simple_spraed": "(choose from {tasks}); did you mean 'simple_spread'?",
     "--dataset mediun": "unknown dataset 'mediun' (choose from random, medium-replay, medium, expert);"
@@ -74,7 +72,7 @@ BAD_FLAGS = {
     "--dataset-size 24": "dataset size 24 is less than one episode of 25 transitions",
     "--num-seeds 1001": "--num-seeds 1001 is too large",
     f"--name {'x' * 201}": "name of 201 characters is too long: give --name",
-    **{f"--{flag}": f"--{flag} is out of range" for flag in OUTSIDE},
+    **{f"--{flag}": f"--{flag} is out of range" for flag in BEYOND},
     "--device quantum": "--device quantum cannot be used",
     "--device cuda:99": "--device cuda:99 cannot be used",
     "--device meta": "--device meta cannot be used",
