@@ -26,6 +26,7 @@ from theory import dec_mdps, headline, report
 from theory.dec_mdps import DecMDPs, Sweep, exact, one_size, product, sup, trap_worlds, tv, uniform
 from theory.report import CLAIMS, CONDITION, PAPER, claim, fails
 from utils.errors import check_choice, check_numbers
+from utils.figures import save_figure
 from utils.files import parse, run_script
 
 
@@ -397,7 +398,7 @@ def main(argv=None):
     shown = headline.curves(args.agents, args.seed) if "lemma1" in names else None
     report.save(Path(args.out), asdict(args), rows, shown)
     if shown:
-        report.save_figure(headline.draw, Path(args.out) / "linear_or_exponential.png", (13, 4.2), shown)
+        save_figure(headline.draw, Path(args.out) / "linear_or_exponential.png", (13, 4.2), shown)
     return int(any(row["verdict"] != row["expected"] for row in rows))
 
 

@@ -45,46 +45,27 @@ MEDIUM_SHARES = (0.6, 1.4)  # of the way from random to medium: between them are
 class Args:
     """Settings of one training run; the defaults, here and in SETTINGS, made the shipped policies."""
 
+    # the task; HalfCheetah-2x3 has continuous actions only
     env_id: Literal["simple_spread", "simple_tag", "simple_world", "HalfCheetah-2x3"] = "simple_spread"
-    """the task; HalfCheetah-2x3 has continuous actions only"""
-    action_kind: Literal["discrete", "continuous"] = "discrete"
-    """discrete, or continuous: forces in the particle worlds, torques in HalfCheetah"""
-    seed: int = 1
-    """fixes networks, worlds and sampling"""
-    iterations: int = 500
-    """PPO iterations of the policies behind the datasets"""
-    selfplay_iterations: int = 300
-    """PPO iterations of the self-play that makes the prey (tag, world)"""
-    num_worlds: int = 256
-    """worlds stepped together; an iteration is one episode in each"""
-    learning_rate: float = 1e-3
-    """Adam's, decayed linearly to zero"""
-    prey_learning_rate: float = 1e-3
-    """the prey's in self-play; a slow one meets better predators"""
-    epochs: int = 4
-    """passes over an iteration's data"""
-    minibatches: int = 4
-    """gradient steps per pass"""
-    gamma: float = 0.95
-    """discount"""
-    entropy_coef: float = 0.03
-    """entropy bonus, decayed linearly to zero"""
-    reward_scale: float = 0.1
-    """rewards are multiplied by this for learning"""
-    value_iterations: int = 0
-    """iterations before these in which only the value function learns: its first errors move no actor"""
-    kept_iterates: int = 100
-    """at most so many of the iterates up to medium ones are kept, evenly spaced"""
-    score_episodes: int = 4000
-    """behind each return that is measured after training"""
-    quiet: float = 1.0
-    """times the deviation of the actions in training, that of the iterates in the data (forces, torques)"""
-    expert_at: float = 1.0
-    """share of training after which the expert is taken"""
-    prey: Path | None = None
-    """OMAR's pretrained_adv_model.pt, to train against it (with --out); default: a prey by self-play"""
-    out: Path = POLICY_DIR
-    """folder of the policy files"""
+    action_kind: Literal["discrete", "continuous"] = "discrete"  # continuous: forces and torques
+    seed: int = 1  # fixes networks, worlds and sampling
+    iterations: int = 500  # PPO iterations of the policies behind the datasets
+    selfplay_iterations: int = 300  # PPO iterations of the self-play that makes the prey (tag, world)
+    num_worlds: int = 256  # worlds stepped together; an iteration is one episode in each
+    learning_rate: float = 1e-3  # Adam's, decayed linearly to zero
+    prey_learning_rate: float = 1e-3  # the prey's in self-play; a slow one meets better predators
+    epochs: int = 4  # passes over an iteration's data
+    minibatches: int = 4  # gradient steps per pass
+    gamma: float = 0.95  # discount
+    entropy_coef: float = 0.03  # entropy bonus, decayed linearly to zero
+    reward_scale: float = 0.1  # rewards are multiplied by this for learning
+    value_iterations: int = 0  # before these, of the value function alone: its first errors move no actor
+    kept_iterates: int = 100  # at most so many of the iterates up to medium ones are kept, evenly spaced
+    score_episodes: int = 4000  # behind each return that is measured after training
+    quiet: float = 1.0  # times the deviation of the actions in training, that in the data (continuous ones)
+    expert_at: float = 1.0  # share of training after which the expert is taken
+    prey: Path | None = None  # OMAR's pretrained_adv_model.pt (with --out); default: a prey by self-play
+    out: Path = POLICY_DIR  # folder of the policy files
 
 
 FORCES = dict(value_iterations=12, kept_iterates=80)

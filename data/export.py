@@ -91,18 +91,13 @@ def write_folder(folder: Path, dataset, prey: list[torch.Tensor] | None = None) 
 class Args:
     """What is written, and where."""
 
+    # the task
     env_id: Literal["simple_spread", "simple_tag", "simple_world", "HalfCheetah-2x3"] = "simple_spread"
-    """the task"""
-    dataset: str = "random"
-    """random, medium-replay, medium or expert (simulated if need be), or the path of an .h5 file"""
-    out: Path = Path("exported")
-    """the folder <env>/<quality>/seed_<data seed>_data is made in here"""
-    dataset_size: int | None = None
-    """transitions, when simulated; default the paper's"""
-    data_seed: int = 0
-    """seed of the simulation"""
-    data_dir: Path = Path("datasets")
-    """where simulated datasets are kept"""
+    dataset: str = "random"  # random, medium-replay, medium or expert (simulated if need be), or an .h5 file
+    out: Path = Path("exported")  # the folder <env>/<quality>/seed_<data seed>_data is made in here
+    dataset_size: int | None = None  # transitions, when simulated; default the paper's
+    data_seed: int = 0  # seed of the simulation
+    data_dir: Path = Path("datasets")  # where simulated datasets are kept
 
 
 def main(argv=None) -> None:

@@ -36,12 +36,9 @@ FILMED = 3  # episodes
 class Args:
     """What to play."""
 
-    folder: tyro.conf.Positional[Path]
-    """run folder of either script, or its checkpoint.pt"""
-    gif: Path | None = None
-    """film three episodes of the first seed into this file"""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    folder: tyro.conf.Positional[Path]  # run folder of either script, or its checkpoint.pt
+    gif: Path | None = None  # film three episodes of the first seed into this file
+    device: str = "auto"  # auto (a GPU if there is one), cpu, cuda, cuda:1, ...
 
 
 def load_team(folder, device="cpu"):
@@ -59,8 +56,7 @@ def load_team(folder, device="cpu"):
     check_prey(str(folder), saved["facts"], getattr(args, "prey", None), getattr(args, "policies", None))
     worlds = partial(make_env, args.env_id, num_agents=saved["actor"][0].shape[1], device=device)
     if script is spacql_continuous:
-        prey = find_prey(args, device)
-        worlds = partial(worlds, action_kind="continuous", prey=prey)
+        worlds = partial(worlds, action_kind="continuous", prey=find_prey(args, device))
     return script, args, saved, worlds
 
 

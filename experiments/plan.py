@@ -181,6 +181,7 @@ ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in
 OWN_DATA = ((TAG, PREY_FILE.format(*TAG)), (SPREAD, ""), (WORLD, PREY_FILE.format(*WORLD)))
 PAPERS = "--paper-size --penalty-agents 1"
 EXACT = [(task, PAPER_SIZE | dict(flags=f"{PAPERS} {prey}")) for task, prey in OWN_DATA]
+LATE = [(task, size | dict(rounds=8000)) for task, size in EXACT[:2]]  # does anything collapse?
 CHOSEN = {  # by the seeds of CHOOSING, and run with five more
     ("simple_tag", "expert"): ("cfcql-8.1", "macql-24.3"),
     ("simple_tag", "medium"): ("cfcql-8.1", "macql-2.7"),
@@ -217,10 +218,7 @@ PLAN = (  # in the order in which they run: the most telling first
     block("continuous", PARTICLES, NARROW, (*MAIN, "icql-qs-2"), 800, num_seeds=3),
     block("discrete", PARTICLES, RANDOM, MAIN, 800),
     block("discrete", WORLD + SPREAD, NARROW, MAIN, 800, num_seeds=3),
-    *(
-        block("continuous", task, RANDOM, TWO_CRITICS, **size | dict(rounds=8000), num_seeds=3)
-        for task, size in EXACT[:2]  # does anything collapse late?
-    ),
+    *(block("continuous", task, RANDOM, TWO_CRITICS, **size, num_seeds=3) for task, size in LATE),
     block("continuous", CHEETAH, REPLAY, ("spacql", "cfcql"), 1500, num_seeds=1, flags=REDUCED),
     block("continuous", CHEETAH, ("medium",), ("spacql", "cfcql"), 500, num_seeds=1, flags=REDUCED),
 )

@@ -3,11 +3,11 @@
 import itertools
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from experiments.claims import FEWEST, difference
 from experiments.plan import OURS, RECIPES
 from experiments.report import CURVES_CSV, markdown, read_csv
+from utils.figures import draw_range, save_figure
 from utils.files import TOP, atomic, run_script
 
 OUT = TOP / "results"
@@ -104,11 +104,11 @@ def table_of_mechanism(curves: pd.DataFrame, task: str) -> str:
     return markdown(rows)
 
 
-def draw(path, curves: pd.DataFrame) -> None:
+def draw(fig, curves: pd.DataFrame) -> None:
     """Learning curves by task and recipe: mean and range over seeds, and the official code's scores."""
     official = read_csv(OFFICIAL)
     tasks = [task for task in TASKS if task in set(curves["env_id"])]
-    fig = Figure(figsize=(11, 0.6 + 2.6 * len(tasks)), layout="constrained")
+    fig.set_figheight(0.6 + 2.6 * len(tasks))
     axes = fig.subplots(len(tasks), len(SHOWN), sharey="row", squeeze=False)
     for row, task in zip(axes, tasks, strict=True):
         row[0].set_ylabel(f"{task}\nnormalised score")
@@ -116,17 +116,14 @@ def draw(path, curves: pd.DataFrame) -> None:
             of_cell = curves.query("env_id == @task and recipe == @recipe")
             for (backup, label), color in zip(BACKUPS.items(), ("C0", "C1", "C2"), strict=True):
                 scores = of_cell[of_cell["backup"] == backup].groupby("round")["score"]
-                mean, seeds = scores.mean(), scores.size().max()
-                ax.plot(mean, color=color, label=f"{label} ({seeds} seeds)" if len(mean) else None)
-                ax.fill_between(mean.index, scores.min(), scores.max(), color=color, alpha=0.2, lw=0)
+                seeds = f" ({scores.size().max()} seeds)"
+                draw_range(ax, scores, color=color, label=label + seeds if len(scores) else None)
                 known = official.query("env_id == @task and recipe == @recipe and backup == @backup")
                 ax.plot(known["round"], known["score"], "x", ms=4, color=color)
             ax.set(title=SHOWN[recipe], xlabel="round")
             if len(of_cell):
                 ax.legend(fontsize=8, loc="lower right")
     fig.suptitle("Random data, by recipe: mean and range over seeds; crosses: the official code")
-    with atomic(path) as partial:
-        fig.savefig(partial, dpi=110)
 
 
 def text(curves: pd.DataFrame) -> str:
@@ -147,8 +144,8 @@ def write_recipe_report(out=OUT) -> None:
         return
     with atomic(out / "recipe.md") as partial:
         partial.write_text(text(curves))
-    draw(out / "recipe.png", curves)
-    draw(out / "recipe_small.png", curves[curves["env_id"] == "simple_tag"])
+    save_figure(draw, out / "recipe.png", (11, 3), curves)
+    save_figure(draw, out / "recipe_small.png", (11, 3), curves[curves["env_id"] == "simple_tag"])
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments import plan
 from experiments.claims import CLAIMS, FAILS, FEWEST, HOLDS, OPEN, WORDS, difference, find, iqm_interval
-from experiments.plan import KEYS, METHODS, QUALITIES, Cell, missing_jobs, planned_cells
+from experiments.plan import KEYS, METHODS, QUALITIES, TEN_CRITICS, Cell, missing_jobs, planned_cells
 from utils.errors import InputError
+from utils.figures import draw_range, save_figure
 from utils.files import TOP, atomic, run_script, say
 
 RUNS_CSV, CURVES_CSV = "csv/runs.csv", "csv/curves.csv"
@@ -202,48 +202,70 @@ def tables(cells: list[Cell], runs: pd.DataFrame) -> str:
 # ------ figures
 
 
-def draw_weights(path: Path, cells: list[Cell], curves: pd.DataFrame) -> None:
+def draw_weights(fig, cells: list[Cell], curves: pd.DataFrame) -> None:
     """SPaCQL's weights over training where it was run: mean over seeds and their range."""
-    rows, columns = main_rows(cells, curves), ["w1", "w2", "w3"]
+    rows = main_rows(cells, curves)
     places = [(*task, quality, "spacql") for task in DATA_SCORES for quality in QUALITIES]
     shown = {place: rows[place] for place in places if len(rows.get(place, ()))}
-    fig = Figure(figsize=(13, 0.6 + 3.2 * math.ceil(len(shown) / 4)), layout="constrained")
+    fig.set_figheight(0.6 + 3.2 * math.ceil(len(shown) / 4))
     first = None
     for i, (place, points) in enumerate(shown.items()):
         ax = first = fig.add_subplot(math.ceil(len(shown) / 4), 4, i + 1, sharey=first)
         ax.set_title(" ".join(place[:3]), fontsize=9)
         ax.set_xlabel("round")
-        of_rounds = points.groupby("round")[columns]
-        mean, low, high = of_rounds.mean(), of_rounds.min(), of_rounds.max()
-        ax.plot(mean, label=columns)
-        for column in columns:
-            ax.fill_between(mean.index, low[column], high[column], alpha=0.2, lw=0)
+        for column in ("w1", "w2", "w3"):
+            draw_range(ax, points.groupby("round")[column], label=column)
         ax.legend(fontsize=8, loc="lower left")
     fig.suptitle("Replacement weights of SPaCQL over training (mean and range over seeds)")
-    with atomic(path) as partial:
-        fig.savefig(partial, dpi=110)
 
 
-def draw_penalties(path: Path, runs: pd.DataFrame) -> None:
+def draw_penalties(fig, runs: pd.DataFrame) -> None:
     """Scores of CFCQL's and MACQL's penalty over its strength, in which a factor of N is between them."""
     runs = runs[(runs["grid"] == "penalty") & runs["seed"].isin(plan.CHOOSING)]
-    fig = Figure(figsize=(13, 3.2), layout="constrained")
     for i, (place, rows) in enumerate(runs.groupby(["env_id", "dataset"], sort=False)):
         ax = fig.add_subplot(1, 4, i + 1, title=" ".join(place), xlabel="strength: alpha, CFCQL's by N = 3")
         for name, factor in (("cfcql", 1 / 3), ("macql", 1)):
             strength = rows["method"].map({m: a * factor for m, (n, a) in plan.SWEPT.items() if n == name})
-            scores = rows["score"].groupby(strength)
-            ax.semilogx(scores.mean(), "o-", label=name)
-            ax.fill_between(scores.mean().index, scores.min(), scores.max(), alpha=0.2, lw=0)
+            draw_range(ax, rows["score"].groupby(strength), marker="o", label=name)
+        ax.set_xscale("log")
         ax.legend()
-    with atomic(path) as partial:
-        fig.savefig(partial, dpi=110)
 
 
-def draw_scores(path: Path, scores: dict) -> None:
+def draw_crowd(fig, runs: pd.DataFrame, curves: pd.DataFrame) -> None:
+    """Six agents: learning curves by the data's size, and CFCQL's last scores over its penalty's alpha."""
+    runs, curves = (rows[rows["grid"] == "crowd"] for rows in (runs, curves))
+    axes = fig.subplots(1, 3, sharey=True)
+    for ax, (dataset, rows) in zip(axes, curves.groupby("dataset", sort=False), strict=False):
+        for method in (*TEN_CRITICS, "bc"):
+            draw_range(ax, rows[rows["method"] == method].groupby("round")["score"], label=method)
+        ax.set(title=dataset, xlabel="round", ylabel="normalised score")
+    alphas = runs["method"].map({m: a for m, (_, a) in plan.CROWD_SWEPT.items()})
+    draw_range(axes[2], runs["score"].groupby(alphas), marker="o")
+    axes[2].set(title=f"{plan.CROWD[0]}: cfcql's last scores", xlabel="alpha", xscale="log")
+    axes[0].legend(loc="lower right")
+    fig.suptitle("Six agents, near-expert data: mean and range over seeds")
+
+
+def draw_coordination(fig, runs: pd.DataFrame) -> None:
+    """How many seeds end with the best score, by how often the logged teams act together."""
+    runs = runs[runs["grid"] == "coordination"]
+    share = runs["dataset"].str.extract(r"share=([\d.]+)")[0].astype(float)
+    best = runs["score"] > runs["score"].max() - 0.1
+    panels = {"logged actions": TEN_CRITICS, "policies (--actor-others policy)": plan.VS_POLICY}
+    axes = fig.subplots(1, 2, sharey=True)
+    for ax, (whom, methods) in zip(axes, panels.items(), strict=True):
+        for m, method in enumerate(methods):
+            count = best[runs["method"] == method].groupby(share).sum()
+            ax.bar(count.index + (m - 1) * 0.06, count, 0.05, label=method)
+        ax.set(title=f"Actors improve against the others' {whom}", xticks=share.unique())
+        ax.set_xlabel("share: how often the logged agents act as one team")
+    axes[0].legend(loc="upper right")
+    fig.suptitle("two_doors: how many of five seeds end with the best score")
+
+
+def draw_scores(fig, scores: dict) -> None:
     """IQM and interval of every method by task and quality; grey lines are the data's mean scores."""
     places = np.arange(len(QUALITIES))
-    fig = Figure(figsize=(16, 7.2), layout="constrained")
     axes = fig.subplots(2, 4).flat
     for ax, (task, of_data) in zip(axes, DATA_SCORES.items(), strict=False):
         ax.hlines([of_data[q] for q in QUALITIES], places - 0.42, places + 0.42, color="0.6", lw=1)
@@ -261,8 +283,6 @@ def draw_scores(path: Path, scores: dict) -> None:
     axes[-1].axis("off")
     axes[-1].legend(handles=marks, loc="center", fontsize=11)
     fig.suptitle("Interquartile mean over seeds with 95% bootstrap intervals")
-    with atomic(path) as partial:
-        fig.savefig(partial, dpi=110)
 
 
 def write_report(out: Path, cells: list[Cell]) -> None:
@@ -272,9 +292,13 @@ def write_report(out: Path, cells: list[Cell]) -> None:
         raise InputError(f"no rows in {out / RUNS_CSV}: nothing to report")
     with atomic(out / "tables.md") as partial:
         partial.write_text(tables(cells, runs))
-    draw_weights(out / "weights.png", cells, curves)
-    draw_scores(out / "scores.png", main_scores(cells, runs))
-    draw_penalties(out / "penalties.png", runs)
+    save_figure(draw_weights, out / "weights.png", (13, 4), cells, curves)
+    save_figure(draw_scores, out / "scores.png", (16, 7.2), main_scores(cells, runs))
+    save_figure(draw_penalties, out / "penalties.png", (13, 3.2), runs)
+    if "crowd" in set(runs["grid"]):
+        save_figure(draw_crowd, out / "crowd.png", (13, 3.8), runs, curves)
+    if "coordination" in set(runs["grid"]):
+        save_figure(draw_coordination, out / "coordination.png", (13, 3.2), runs)
     say(f"wrote {out / 'tables.md'} and figures")
 
 

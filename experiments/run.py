@@ -43,12 +43,9 @@ CURVE_COLUMNS = [*KEYS, *"seed round score k_eff w1 w2 w3 u1 u2 u3 q_data".split
 class Args:
     """What to run. By default: what is missing, then tables and figures."""
 
-    dry_run: bool = False
-    """print a command for every cell that is missing, the most telling first, and stop"""
-    cell: str | None = None
-    """run this cell, named as --dry-run does, and stop"""
-    jobs: int = 2
-    """cells run at a time, each on one core; 0 to collect and report only"""
+    dry_run: bool = False  # print a command for every cell that is missing, the most telling first, and stop
+    cell: str | None = None  # run this cell, named as --dry-run does, and stop
+    jobs: int = 2  # cells run at a time, each on one core; 0 to collect and report only
 
 
 # ------ a job

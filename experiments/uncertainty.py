@@ -88,11 +88,8 @@ def estimates(script, q, model, pairs, state, joint):
 
 def detection(u, uniform, k):
     """The columns for size k of an estimate u [1 + N, B], k = 0 as logged, and of that of uniform actions."""
-    pairs = u.shape[1] ** 2
-    return dict(
-        auroc=mannwhitneyu(u[k], u[0]).statistic / pairs,
-        auroc_uniform=mannwhitneyu(uniform[k], u[0]).statistic / pairs,
-    )
+    asked = dict(auroc=u, auroc_uniform=uniform)
+    return {name: mannwhitneyu(x[k], u[0]).statistic / u.shape[1] ** 2 for name, x in asked.items()}
 
 
 def judge(folder):

@@ -129,8 +129,6 @@ TABLE = {
     "dependence": {
         "a product of own distributions": lambda patch, data: patch.setattr(mixes, "CLASSES", 1),
         "no training": lambda patch, data: patch.setattr(mixes, "UPDATES", 1),
-        "others of another episode": lambda patch, data: data.actions[..., 0].copy_(
-            data.actions[..., 0].roll(1, 0)
-        ),
+        "another episode": lambda patch, data: data.actions[..., 0].copy_(data.actions[..., 0].roll(1, 0)),
     },
 }

@@ -57,9 +57,17 @@ MUTANTS = {
     },
     "rows stand in the order of the plan": {
         "as they came": lambda right, table, cells: right(table, []),
-        "by text": lambda right, table, cells: table[:12].sort_values(
-            list(table), key=lambda x: x.astype(str)
-        ),
+        "by text": lambda _, table, cells: table[:12].sort_values(list(table), key=lambda x: x.astype(str)),
         "the last of two": lambda right, table, cells: right(table[::-1], cells),
+    },
+    "bars count the seeds that end at the best": {
+        "all of them": lambda right, fig, runs: right(fig, runs.assign(score=1.0)),
+        "the rest": lambda right, fig, runs: right(fig, runs.assign(score=-runs["score"])),
+        "one share": lambda right, fig, runs: right(fig, runs.assign(dataset=runs["dataset"][0])),
+    },
+    "curves are means with their range": {
+        "middle seed": lambda right, fig, *tables: right(fig, *(t[t["seed"] == 1] for t in tables)),
+        "first round": lambda right, fig, runs, curves: right(fig, runs, curves[curves["round"] == 20]),
+        "large data first": lambda right, fig, runs, curves: right(fig, runs, curves[::-1]),
     },
 }

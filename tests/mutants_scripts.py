@@ -119,10 +119,7 @@ ROUND = {
         "it has a gradient": ("no_grad():\n                s", "enable_grad():\n                s"),
     },
     "critics": {
-        "values of the next state": (
-            "values(critic, state, joint)  #",
-            "values(critic, next_state, joint)  #",
-        ),
+        "next state's values": ("values(critic, state, joint)  #", "values(critic, next_state, joint)  #"),
         "clipped by one norm": (".square().sum((-2, -1), keepdim=True)", ".square().sum()"),
         "weights rise with u": ("replacement_weights(u)\n", "replacement_weights(1 / u)\n"),
     },

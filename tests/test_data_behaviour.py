@@ -19,20 +19,10 @@ from data.behaviour import default_args, mixture, noisier
 from data.datasets import find_prey, load_dataset, normalise
 from data.export import write_prey
 from data.omar import PUBLISHED_CARDS, PUBLISHED_SCORES, Card, load_prey
-from envs import make_env
+from envs import make_env, shipped
 from envs.half_cheetah import HalfCheetah
 from envs.particles import ENV_IDS, WITH_PREY, Worlds
-from envs.shipped import (
-    CONTINUOUS_ENV_IDS,
-    POLICY,
-    POLICY_DIR,
-    Gaussian,
-    greedy,
-    init_mlp,
-    load_policies,
-    mlp,
-    policy_file,
-)
+from envs.shipped import CONTINUOUS_ENV_IDS, POLICY, POLICY_DIR, Gaussian, greedy, init_mlp, load_policies
 
 ALL = [(env_id, "discrete") for env_id in ENV_IDS] + [(env_id, "continuous") for env_id in CONTINUOUS_ENV_IDS]
 
@@ -142,13 +132,13 @@ def test_ppo_raises_the_return(kind, monkeypatch):
 @pytest.mark.parametrize(("env_id", "kind"), ALL)
 def test_shipped_policies_are_good_enough(env_id, kind):
     """That their data are like the paper's is tested on datasets (test_data.py)."""
-    policies, path = load_policies(env_id, action_kind=kind), policy_file(env_id, action_kind=kind)
+    policies, path = load_policies(env_id, action_kind=kind), shipped.policy_file(env_id, action_kind=kind)
     facts = policies.facts
     gain = facts["expert_score"] - facts["random_score"]
     assert gain > dict(simple_spread=300, simple_tag=60, simple_world=25).get(env_id, 2500)
     assert len(policies.iterates) == len(facts["kept_iterations"]) <= 101 and path.stat().st_size < 3.5e6
     obs = make_env(env_id, 20, seed=1, action_kind=kind).reset().transpose(0, 1)
-    assert mlp(policies.iterates[0][:6], obs).abs().max() < 0.3, "the first iterate plays almost uniformly"
+    assert shipped.mlp(policies.iterates[0][:6], obs).abs().max() < 0.3, "the first plays almost uniformly"
 
 
 def check_mixture(make, seed):
@@ -223,9 +213,9 @@ def test_policies_are_trained_against_another_prey_and_read(tmp_path, monkeypatc
         return load_dataset("simple_tag", dataset, 500, 0, folder, "continuous", **given)
 
     given = {}, dict(prey=str(prey)), dict(policies=str(out))
-    shipped, against, by = (simulate("random", **each) for each in given)
+    own, against, by = (simulate("random", **each) for each in given)
     assert len(list((tmp_path / "datasets").iterdir())) == 3
-    assert against.facts["hash"] == by.facts["hash"] != shipped.facts["hash"]
+    assert against.facts["hash"] == by.facts["hash"] != own.facts["hash"]
     assert simulate("medium", **given[2]).facts["hash"] != simulate("medium").facts["hash"]
     words = "python -m data.behaviour --env-id simple_tag --action-kind continuous"
     words += f" --prey {prey} --out FOLDER, then --policies"

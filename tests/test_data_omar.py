@@ -22,14 +22,9 @@ from envs.particles import WITH_PREY, Worlds
 from envs.shipped import greedy, init_mlp, mlp, rollout
 from utils.errors import InputError
 
-SPREAD, CHEETAH = "simple_spread", "HalfCheetah-2x3"
+SPREAD, TAG, WORLD, CHEETAH = "simple_spread", "simple_tag", "simple_world", "HalfCheetah-2x3"
 # Agents, observation and action numbers, steps: the published shapes, written down once more; and the scores.
-SHAPES = {
-    SPREAD: (3, 18, 2, 25),
-    "simple_tag": (3, 16, 2, 25),
-    "simple_world": (3, 24, 2, 25),
-    CHEETAH: (2, 6, 3, 1000),
-}
+SHAPES = {SPREAD: (3, 18, 2, 25), TAG: (3, 16, 2, 25), WORLD: (3, 24, 2, 25), CHEETAH: (2, 6, 3, 1000)}
 SCORES = dict(zip(SHAPES, [(159.8, 516.8), (-4.1, 185.6), (-6.8, 79.5), (-283.97, 3568.81)], strict=True))
 
 
@@ -206,7 +201,7 @@ def test_wrong_files_are_refused(copied, name, damage, message):
 def test_folders_of_other_tasks_and_levels_are_refused(tmp_path, folders):
     spread, cheetah = folders[SPREAD], folders[CHEETAH]
     for folder, env_id, words in (
-        (spread, "simple_tag", "obs_0.npy: simple_tag has 16 columns"),
+        (spread, TAG, "obs_0.npy: simple_tag has 16 columns"),
         (spread, CHEETAH, "it lacks states_0.npy, next_states_0.npy, states_1.npy and 1 more"),
         (cheetah, SPREAD, "it lacks obs_2.npy, acs_2.npy, rews_2.npy and 2 more"),
         (spread.parent, SPREAD, f"did you mean {spread}?"),
@@ -350,9 +345,9 @@ def asked(env_id, dataset, prey=None, policies=None):
 def test_prey_is_found_beside_above_and_where_it_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(omar, "load_prey", lambda path, env_id: [SimpleNamespace(to=lambda device: path)])
     monkeypatch.setattr(datasets, "greedy", lambda prey, kind: prey[0])
-    folder = tmp_path / "a" / "simple_tag" / "medium" / "seed_0_data"
+    folder = tmp_path / "a" / TAG / "medium" / "seed_0_data"
     folder.mkdir(parents=True)
-    find = lambda *given: find_prey(asked("simple_tag", *given))  # noqa: E731
+    find = lambda *given: find_prey(asked(TAG, *given))  # noqa: E731
     said = one_line(lambda: find(folder))
     assert PREY_FILE in said and str(folder) in said and "--prey PATH" in said
     (tmp_path / PREY_FILE).touch()
@@ -394,33 +389,33 @@ PREY_DAMAGES = [
 
 @pytest.mark.parametrize("damage", PREY_DAMAGES)
 def test_damaged_prey_is_refused(tmp_path, damage):
-    stored, path = prey_dict("simple_tag"), tmp_path / PREY_FILE
+    stored, path = prey_dict(TAG), tmp_path / PREY_FILE
     torch.save(stored, path)
-    load_prey(path, "simple_tag")
+    load_prey(path, TAG)
     damage(stored)
     torch.save(stored, path)
-    assert f"cannot read {path} as the prey of simple_tag" in one_line(lambda: load_prey(path, "simple_tag"))
+    assert f"cannot read {path} as the prey of simple_tag" in one_line(lambda: load_prey(path, TAG))
 
 
 def test_foreign_and_truncated_prey_is_refused(tmp_path):
     path = tmp_path / PREY_FILE
-    torch.save(prey_dict("simple_world"), path)
+    torch.save(prey_dict(WORLD), path)
     whole = path.read_bytes()
-    assert "size mismatch" in one_line(lambda: load_prey(path, "simple_tag"))
+    assert "size mismatch" in one_line(lambda: load_prey(path, TAG))
     torch.save([1, 2], path)
     for content in (path.read_bytes(), b"hello" * 99, *(whole[:n] for n in range(0, len(whole), 3000))):
         path.write_bytes(content)
-        assert PREY_FILE in one_line(lambda: load_prey(path, "simple_world"))
-    assert "cannot read" in one_line(lambda: load_prey(tmp_path, "simple_world"))
+        assert PREY_FILE in one_line(lambda: load_prey(path, WORLD))
+    assert "cannot read" in one_line(lambda: load_prey(tmp_path, WORLD))
     assert "unknown env-id" in one_line(lambda: load_prey(path, SPREAD))
 
 
 def test_pickles_in_the_prey_are_not_executed(tmp_path):
     path, sprung = tmp_path / PREY_FILE, tmp_path / "sprung"
     for new_format in (True, False):
-        stored = prey_dict("simple_tag") | dict(init_dict=Trap(sprung))
+        stored = prey_dict(TAG) | dict(init_dict=Trap(sprung))
         torch.save(stored, path, _use_new_zipfile_serialization=new_format)
-        assert PREY_FILE in one_line(lambda: load_prey(path, "simple_tag")) and not sprung.exists()
+        assert PREY_FILE in one_line(lambda: load_prey(path, TAG)) and not sprung.exists()
     torch.load(path, weights_only=False)
     assert sprung.exists(), "the trap does spring"
 
@@ -453,7 +448,7 @@ def test_simulated_data_survive_export_and_import(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(mixes, "UPDATES", 2)
     places = ["--data-dir", str(tmp_path / "datasets"), "--out", str(tmp_path)]
     flags = [*places, "--dataset-size", "250", "--data-seed", "3", "--env-id"]
-    for env_id in (SPREAD, "simple_tag"):
+    for env_id in (SPREAD, TAG):
         export.main([*flags, env_id])
         folder = tmp_path / env_id / "random" / "seed_3_data"
         assert f"{folder}: 10 episodes of 25 steps" in capsys.readouterr().out
@@ -463,11 +458,11 @@ def test_simulated_data_survive_export_and_import(tmp_path, capsys, monkeypatch)
             assert torch.equal(getattr(simulated, name), getattr(imported, name)), name
         for more, words in (([], "exists already"), (["--dataset", str(folder)], "in OMAR's format already")):
             assert words in one_line(lambda more=more, env_id=env_id: export.main([*flags, env_id, *more]))
-    obs, task = torch.randn(9, 14), tmp_path / "simple_tag"
-    forces = [acting(place / PREY_FILE, "simple_tag")(obs) for place in (folder, task)]
+    obs, task = torch.randn(9, 14), tmp_path / TAG
+    forces = [acting(place / PREY_FILE, TAG)(obs) for place in (folder, task)]
     assert torch.equal(*forces) and not list((tmp_path / SPREAD).rglob(PREY_FILE))
     (task / PREY_FILE).write_bytes(b"another")
-    export.main([*flags, "simple_tag", "--dataset", "expert"])
+    export.main([*flags, TAG, "--dataset", "expert"])
     assert "was kept" in capsys.readouterr().err and (task / PREY_FILE).read_bytes() == b"another"
 
 

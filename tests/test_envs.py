@@ -383,13 +383,11 @@ def test_parallel_api(env_id, num_agents, kind):
     assert all(map(np.array_equal, before, env.get_state()))
 
 
-@pytest.mark.parametrize(
-    ("env_id", "colours"), [("simple_spread", 2), ("simple_tag", 3), ("simple_world", 5)]
-)
-def test_frames(env_id, colours):
+@pytest.mark.parametrize(("task", "colours"), [("spread", 2), ("tag", 3), ("world", 5)])
+def test_frames(task, colours):
     """Frames show every kind of body, tell agents apart, change when bodies move, and keep all in the
     picture."""
-    env = parallel_env(env_id, render_mode="rgb_array")
+    env = parallel_env(f"simple_{task}", render_mode="rgb_array")
     env.reset(seed=1)
     before = env.render()
     env.step({name: 2 for name in env.agents})
@@ -405,7 +403,7 @@ def test_frames(env_id, colours):
     frame = env.render()
     border = np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
     assert (border == border[0]).all(), "a body touches the border"
-    assert parallel_env(env_id).render() is None
+    assert parallel_env(f"simple_{task}").render() is None
 
 
 def test_bad_use_of_the_worlds_and_the_reference():

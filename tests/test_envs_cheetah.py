@@ -91,9 +91,8 @@ def test_starts_are_distributed_as_the_librarys():
     shift, velocities = worlds._positions - single.init_qpos, worlds._velocities - single.init_qvel
     limit = single._reset_noise_scale
     assert np.abs(shift).max() <= limit and np.allclose(np.abs(shift).mean(0), limit / 2, atol=0.003)
-    assert np.allclose(velocities.mean(0), 0, atol=0.008) and np.allclose(
-        velocities.std(0), limit, atol=0.005
-    )
+    assert np.allclose(velocities.mean(0), 0, atol=0.008)
+    assert np.allclose(velocities.std(0), limit, atol=0.005)
 
 
 # ------------------------------------------------------------------------- however the worlds are shared out

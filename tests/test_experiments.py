@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from common import ROOT, one_line, rejects, tree
+from matplotlib.figure import Figure
 from mutants_experiments import MUTANTS
 
 import spacql
@@ -199,14 +200,8 @@ def commands_say_what_cells_mean(command):
 def missing_seeds_are_trained_side_by_side(missing):
     """Neighbouring seeds make one job; other cells' rows, and seeds not planned, are of no account."""
     cell, other = [cell for cell in EVERYTHING if cell.num_seeds == 5][:2]
-    wanted = {
-        (): [(0, 5)],
-        (0, 1, 2): [(3, 2)],
-        (0, 2, 4): [(1, 1), (3, 1)],
-        (*range(5),): [],
-        (7,): [(0, 5)],
-    }
-    for seeds, jobs in wanted.items():
+    cases = ((), [(0, 5)]), ((0, 1, 2), [(3, 2)]), ((0, 2, 4), [(1, 1), (3, 1)]), (range(5), [])
+    for seeds, jobs in (*cases, ((7,), [(0, 5)])):
         done = {(*cell[:6], seed) for seed in seeds} | {(*other[:6], seed) for seed in range(5)}
         assert [(job.first, job.count) for job in missing([cell], done)] == jobs
 
@@ -430,16 +425,10 @@ def test_failed_cells(stand_in, tmp_path, monkeypatch):
     assert len(report.read_csv(tmp_path / "results" / report.RUNS_CSV)) == 6
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        ("--cell nonsense", "no cell is named nonsense"),
-        ("--cell discrete__simple_spread__random__spacql__800__0x0", "no cell is named discrete"),
-        ("--jobs 0", "nothing to report"),
-    ],
-)
-def test_bad_flags(flags, words, tmp_path, monkeypatch):
-    assert words in one_line(partial(main, tmp_path, monkeypatch, *flags.split()))
+def test_bad_flags(tmp_path, monkeypatch):
+    for name in ("nonsense", "discrete__simple_spread__random__spacql__800__0x0"):
+        assert f"no cell is named {name}" in one_line(partial(main, tmp_path, monkeypatch, "--cell", name))
+    assert "nothing to report" in one_line(partial(main, tmp_path, monkeypatch, "--jobs", "0"))
     assert not (tmp_path / "runs").exists()
 
 
@@ -464,7 +453,7 @@ def test_tiny_cells_end_to_end(tmp_path, data_dir, monkeypatch, quickly):
     monkeypatch.setattr(plan, "PLAN", ([cell._replace(**tiny) for cell in cells],))
     monkeypatch.setattr(run, "current_commit", lambda: "abc1234")
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=in_process, DEVNULL=None))
-    monkeypatch.setattr(run_folders, "plot_history", lambda path, *_: path.touch())
+    monkeypatch.setattr(run_folders, "save_figure", lambda _, path, *__: path.touch())
     few = {task: scores for task, scores in report.DATA_SCORES.items() if task[1] == "simple_spread"}
     monkeypatch.setattr(report, "DATA_SCORES", few)  # drawing takes seconds
     main(tmp_path, monkeypatch, "--jobs", "1")
@@ -523,13 +512,13 @@ def test_penalties_are_compared_on_seeds_that_did_not_choose(quickly):
     """A row's best alpha is that of seeds 0 to 2, its score that of the others; matched pairs are a factor of
     three apart."""
     strength = {"cfcql": 1, "macql": 3}  # at the same alpha
-    rows = []
-    for cell in (cell for cell in EVERYTHING if cell.grid == "penalty"):
-        name, alpha = SWEPT[cell.method]
+
+    def score_of(_, seed, method):
+        name, alpha = SWEPT[method]
         off = np.log(alpha * strength[name] / 2.7) / np.log(3)
-        score = 50 + 10 * min(off, 0) - 4 * max(off, 0)
-        rows += [(*cell[:6], seed, score + (seed > 2)) for seed in range(6)]
-    text = report.penalty_section(pd.DataFrame(rows, columns=[*KEYS, "seed", "score"]))
+        return 50 + 10 * min(off, 0) - 4 * max(off, 0) + (seed > 2)
+
+    text = report.penalty_section(scored("penalty", 6, score_of))
     fresh = "51.0 [51.0, 51.0], 51.0 (n = 3) |"
     assert f"| cfcql | 20.0 | 30.0 | 40.0 | **50.0** | 46.0 | 42.0 | {fresh}" in text
     assert f"| macql | 30.0 | 40.0 | **50.0** | 46.0 | 42.0 | 38.0 | {fresh}" in text
@@ -574,6 +563,38 @@ def test_committed_tables_are_those_of_the_committed_csvs():
     """All intervals anew: seconds."""
     text = report.tables(EVERYTHING, report.read_csv(ROOT / "results" / report.RUNS_CSV))
     assert (ROOT / "results/tables.md").read_text() == text
+
+
+# ------ figures
+
+
+def scored(grid, num_seeds, score_of):
+    """Rows of a grid: score_of(number of the cell, seed, method)."""
+    cells = enumerate(cell for cell in EVERYTHING if cell.grid == grid)
+    rows = [(*c[:6], s, score_of(i, s, c.method)) for i, c in cells for s in range(num_seeds)]
+    return pd.DataFrame(rows, columns=[*KEYS, "seed", "score"])
+
+
+@check_of(report.draw_coordination)
+def bars_count_the_seeds_that_end_at_the_best(draw):
+    """A panel by whom actors improve against, and in it a group of bars for each share."""
+    draw(fig := Figure(), scored("coordination", 5, lambda i, seed, _: 99.6 - 26 * (seed < i % 5)))
+    for ax, methods in zip(fig.axes, (range(3), range(3, 6)), strict=True):
+        bars = [bar for method in ax.containers for bar in method]
+        assert [round(4 * bar.get_center()[0]) for bar in bars] == [*range(5)] * 3, "shares are quarters"
+        assert [bar.get_height() for bar in bars] == [5 - (i + m) % 5 for m in methods for i in range(5)]
+
+
+@check_of(report.draw_crowd)
+def curves_are_means_with_their_range(draw):
+    """Of the small data, of the large, and CFCQL's last scores over alpha."""
+    runs = scored("crowd", 3, lambda i, seed, _: 10 * i + 3 * seed)
+    draw(fig := Figure(), runs, pd.concat(runs.assign(round=n, score=runs["score"] + n) for n in (20, 40)))
+    small, large, over_alpha = ([line.get_ydata().tolist() for line in ax.lines] for ax in fig.axes)
+    assert [*small, *large[:3]] == [[10 * i + 23, 10 * i + 43] for i in (7, 8, 9, 6, 10, 11, 12)]
+    assert over_alpha == [[10 * i + 3 for i in range(6)]]
+    boxes = [ax.collections[0].get_paths()[0].get_extents() for ax in fig.axes]
+    assert [(box.y0, box.y1) for box in boxes] == [(90, 116), (120, 146), (0, 56)]
 
 
 # ------ all checks

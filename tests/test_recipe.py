@@ -29,7 +29,7 @@ NETWORKS = ("critic", "actor", "target_critic", "target_actor")
 @pytest.fixture
 def train(data_dir, monkeypatch, elsewhere):
     """train(flags, module): the checkpoint of a small run."""
-    monkeypatch.setattr(runs, "plot_history", lambda path, *_: path.touch())
+    monkeypatch.setattr(runs, "save_figure", lambda _, path, *__: path.touch())
 
     def train(flags="", module=original_recipe):
         return load(module.main([*FLAGS.split(), "--data-dir", str(data_dir), *flags.split()])["folder"])

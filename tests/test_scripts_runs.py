@@ -356,7 +356,7 @@ MOMENTS = {  # flags; what dies, at which call; a checkpoint comes every 2 round
     "in a critic update": ("--penalty macql --num-seeds 2", "critic_loss", 13),
     "in an actor update": ("--actor-others policy --clone-weight 1", "actor_loss", 6),
     "in an evaluation": ("--env-id {0.world} {0.world_flags}", "evaluate", 3),
-    "after training": ("--backup joint", "plot_history", 1),
+    "after training": ("--backup joint", "save_figure", 1),
 }
 
 

@@ -27,6 +27,7 @@ import theory_checks
 from theory import dec_mdps, headline, report, tabular
 from theory.dec_mdps import DecMDPs, Sweep, exact, make_sweep, one_size, product, random_worlds, subsets
 from theory.report import CLAIMS, CONDITION, FAILS, HOLDS
+from utils.figures import save_figure
 from utils.files import run_script
 
 few = settings(deadline=None, derandomize=True, database=None, max_examples=5)
@@ -325,7 +326,7 @@ def test_the_figures_numbers(tmp_path):
         assert w1[0] <= w1[1] <= w1[2] <= worst <= line
     assert all(3 * a[1] < b[1] for a, b in itertools.pairwise(data["ratio"]))
     assert data["uniform"][-1] == 9431 and data["pair"]["k = 1"][-1] == 533
-    report.save_figure(headline.draw, tmp_path / "figure.png", (13, 4.2), data)
+    save_figure(headline.draw, tmp_path / "figure.png", (13, 4.2), data)
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from theory.dec_mdps import exact
@@ -101,11 +100,3 @@ def save(folder: Path, args: dict, rows, headline) -> None:
     report |= dict(torch=torch.__version__, machine=platform.machine(), rows=rows, headline=headline)
     with atomic(folder / "theory.json") as partial:
         partial.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def save_figure(draw, path: Path, size, *args) -> None:
-    """draw(figure, *args) as a PNG file."""
-    figure = Figure(figsize=size, layout="constrained")
-    draw(figure, *args)
-    with atomic(path) as partial:
-        figure.savefig(partial, dpi=110)

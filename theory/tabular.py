@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import spacql
 from theory.dec_mdps import exact, product, query_kernel, random_worlds, uniform
-from theory.report import save_figure
+from utils.figures import save_figure
 from utils.files import TOP, atomic, run_script
 
 CHANCE = {"near-expert": 0.96, "uniform": 0.5}  # of an agent's part of the best joint action; 0.7 by policy

@@ -17,10 +17,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.errors import InputError, check_numbers
+from utils.figures import save_figure
 from utils.files import atomic, parse, reading, say
 
 NETWORKS = ("critic", "actor", "target_critic", "target_actor")
@@ -310,14 +310,13 @@ def save_results(log, args, returns: torch.Tensor, scores: torch.Tensor, history
         wall_s=round(history["seconds"][-1] + time.time() - log.start, 1),
         device=str(scores.device),
     )
-    plot_history(log.folder / "progress.png", history, log.folder.name, facts["data_score"])
+    save_figure(draw_history, log.folder / "progress.png", (12, 3.4), history, summary)
     save_returns(log.folder, args, returns, summary, history)
     return summary
 
 
-def plot_history(path: Path, history: dict, title: str, data_score: float) -> None:
+def draw_history(fig, history: dict, summary: dict) -> None:
     """Picture of score, weights w_k and k_eff over training; faint lines are single seeds."""
-    fig = Figure(figsize=(12, 3.4), layout="constrained")  # no pyplot: nothing global, no display wanted
     scores, weights, k_eff = fig.subplots(1, 3)
     rounds, w = history["round"], np.asarray(history["weights"]).mean(1)  # [points], [points, N]
     num_agents = w.shape[1]
@@ -325,7 +324,7 @@ def plot_history(path: Path, history: dict, title: str, data_score: float) -> No
         values = np.asarray(history[key])  # [points, S]
         ax.plot(rounds, values, lw=0.7, alpha=0.4, color="C0")
         ax.plot(rounds, values.mean(1), lw=2, color="C0", marker="o", ms=3)
-    scores.axhline(data_score, color="0.5", ls="--", label="mean of the data")
+    scores.axhline(summary["data_score"], color="0.5", ls="--", label="mean of the data")
     scores.set(xlabel="round", title="normalised score")
     scores.legend()
     weights.plot(rounds, w, lw=2, marker="o", ms=3, label=[f"k = {k + 1}" for k in range(num_agents)])
@@ -333,6 +332,4 @@ def plot_history(path: Path, history: dict, title: str, data_score: float) -> No
     weights.set(xlabel="round", title="weights $w_k$", ylim=(0, 1))
     weights.legend()
     k_eff.set(xlabel="round", title="$k_{eff}$", ylim=(1, max(2, num_agents)))
-    fig.suptitle(title)
-    with atomic(path) as partial:
-        fig.savefig(partial, dpi=120)
+    fig.suptitle(Path(summary["folder"]).name)
