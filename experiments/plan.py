@@ -203,8 +203,7 @@ PLAN = (  # in the order in which they run: the most telling first
     block("penalty-continuous", PREY, NARROW, list(SWEPT)[1:5], 400, num_seeds=len(CHOOSING)),
     *(block("continuous", task, RANDOM, TWO_CRITICS, **size) for task, size in EXACT),
     block("continuous", PARTICLES, REPLAY, (*MAIN, "icql-qs-2"), 800),
-    *(block("continuous", task, RANDOM, TEN_CRITICS, **size, num_seeds=3) for task, size in EXACT[::2]),
-    block("continuous", SPREAD, RANDOM, TEN_CRITICS, **EXACT[1][1]),
+    *(block("continuous", task, RANDOM, TEN_CRITICS, **size, num_seeds=3) for task, size in EXACT),
     block("continuous", WORLD, RANDOM, TWO_CRITICS, **EXACT[2][1] | dict(rounds=5000)),  # the paper's number
     *(block("continuous", task, RANDOM, ("spacql", "icql-qs-2"), 800, flags=prey) for task, prey in OWN_DATA),
     block("size", TAG, REPLAY, SIZED, 800, num_seeds=3),
@@ -219,6 +218,7 @@ PLAN = (  # in the order in which they run: the most telling first
     block("discrete", PARTICLES, RANDOM, MAIN, 800),
     block("discrete", WORLD + SPREAD, NARROW, MAIN, 800, num_seeds=3),
     *(block("continuous", task, RANDOM, TWO_CRITICS, **size, num_seeds=3) for task, size in LATE),
+    block("continuous", SPREAD, RANDOM, TEN_CRITICS, **LATE[1][1], num_seeds=1),
     block("continuous", CHEETAH, REPLAY, ("spacql", "cfcql"), 1500, num_seeds=1, flags=REDUCED),
     block("continuous", CHEETAH, ("medium",), ("spacql", "cfcql"), 500, num_seeds=1, flags=REDUCED),
 )

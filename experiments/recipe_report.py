@@ -123,7 +123,7 @@ def draw(fig, curves: pd.DataFrame) -> None:
             ax.set(title=SHOWN[recipe], xlabel="round")
             if len(of_cell):
                 ax.legend(fontsize=8, loc="lower right")
-    fig.suptitle("Random data, by recipe: mean and range over seeds; crosses: the official code")
+    fig.suptitle("Random data: mean and range over seeds; crosses: the official code (SPaCQL: in its style)")
 
 
 def text(curves: pd.DataFrame) -> str:

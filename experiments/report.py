@@ -223,7 +223,7 @@ def draw_penalties(fig, runs: pd.DataFrame) -> None:
     """Scores of CFCQL's and MACQL's penalty over its strength, in which a factor of N is between them."""
     runs = runs[(runs["grid"] == "penalty") & runs["seed"].isin(plan.CHOOSING)]
     for i, (place, rows) in enumerate(runs.groupby(["env_id", "dataset"], sort=False)):
-        ax = fig.add_subplot(1, 4, i + 1, title=" ".join(place), xlabel="strength: alpha, CFCQL's by N = 3")
+        ax = fig.add_subplot(1, 4, i + 1, title=" ".join(place), xlabel="alpha, CFCQL's divided by N = 3")
         for name, factor in (("cfcql", 1 / 3), ("macql", 1)):
             strength = rows["method"].map({m: a * factor for m, (n, a) in plan.SWEPT.items() if n == name})
             draw_range(ax, rows["score"].groupby(strength), marker="o", label=name)
