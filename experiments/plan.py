@@ -34,7 +34,7 @@ ALPHAS, CHOOSING = (0.1, 0.3, 0.9, 2.7, 8.1, 24.3), range(3)  # and the seeds th
 SWEPT = {f"{name}-{alpha}": (name, alpha) for name in ("cfcql", "macql") for alpha in ALPHAS}
 CROWD_SWEPT = {f"cfcql-{alpha}": ("cfcql", alpha) for alpha in (0.9, 2.7, 8.1, 24.3, 72.9, 218.7)}
 FLAGS = {
-    **{backup: f"--backup {backup}" for backup in TEN_CRITICS},
+    **{backup: f"--backup {backup}" for backup in (*TEN_CRITICS, "uniform")},
     "cfcql": "--backup joint --num-critics 2",
     "icql-qs-2": "--backup icql-qs --num-critics 2",
     "macql": "--backup joint --num-critics 2 --penalty macql",
@@ -179,8 +179,7 @@ PAPER_SIZE = dict(rounds=2000, batch_size=1024)
 ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in (TAG, WORLD))
 # The rows with the paper's own data, and one agent in the penalty, which is unbiased.
 OWN_DATA = ((TAG, PREY_FILE.format(*TAG)), (SPREAD, ""), (WORLD, PREY_FILE.format(*WORLD)))
-PAPERS = "--paper-size --penalty-agents 1"
-EXACT = [(task, PAPER_SIZE | dict(flags=f"{PAPERS} {prey}")) for task, prey in OWN_DATA]
+EXACT = [(task, PAPER_SIZE | dict(flags=f"--paper-size --penalty-agents 1 {own}")) for task, own in OWN_DATA]
 LATE = [(task, size | dict(rounds=8000)) for task, size in EXACT[:2]]  # does anything collapse?
 CHOSEN = {  # by the seeds of CHOOSING, and run with five more
     ("simple_tag", "expert"): ("cfcql-8.1", "macql-24.3"),
@@ -218,7 +217,8 @@ PLAN = (  # in the order in which they run: the most telling first
     block("discrete", PARTICLES, RANDOM, MAIN, 800),
     block("discrete", WORLD + SPREAD, NARROW, MAIN, 800, num_seeds=3),
     *(block("continuous", task, RANDOM, TWO_CRITICS, **size, num_seeds=3) for task, size in LATE),
-    block("continuous", SPREAD, RANDOM, TEN_CRITICS, **LATE[1][1], num_seeds=1),
+    block("continuous", SPREAD, RANDOM, TEN_CRITICS, **LATE[1][1], num_seeds=3),
+    block("continuous", SPREAD, RANDOM, ("uniform",), **LATE[1][1], num_seeds=1),  # is it the weights?
     block("continuous", CHEETAH, REPLAY, ("spacql", "cfcql"), 1500, num_seeds=1, flags=REDUCED),
     block("continuous", CHEETAH, ("medium",), ("spacql", "cfcql"), 500, num_seeds=1, flags=REDUCED),
 )

@@ -31,7 +31,7 @@ PUBLISHED = {  # mean scores of five seeds on OMAR's data
     ("HalfCheetah-2x3", "medium-replay"): "spacql 66.1 ± 3.4, cfcql 59.5, macql 37.0",
 }
 TABLES = {  # by grid: title and columns
-    "continuous": ("Forces and torques (`spacql_continuous.py`)", METHODS),
+    "continuous": ("Forces and torques (`spacql_continuous.py`)", (*METHODS, "uniform")),
     "size": ("Medium-replay data of other sizes (`spacql_continuous.py`)", tuple(plan.SIZED)),
     "omar-prey": ("Data against OMAR's prey (`spacql_continuous.py`)", tuple(plan.OMAR_PREY)),
     "discrete": ("Discrete actions (`spacql.py`)", METHODS),

@@ -164,7 +164,7 @@ for method in SWEPT | plan.CROWD_SWEPT:
 for method in SIZED:
     name, size = method.rsplit("-", 1)
     MEANINGS[method] = MEANINGS[name] | dict(dataset_size=int(size))
-for backup in TEN_CRITICS:
+for backup in (*TEN_CRITICS, "uniform"):
     MEANINGS[backup] = dict(backup=backup)
     MEANINGS[f"{backup}-vs-policy"] = dict(backup=backup, actor_others="policy")
 for method in plan.OMAR_PREY:
