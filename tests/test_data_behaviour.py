@@ -213,9 +213,9 @@ def test_policies_are_trained_against_another_prey_and_read(tmp_path, monkeypatc
         return load_dataset("simple_tag", dataset, 500, 0, folder, "continuous", **given)
 
     given = {}, dict(prey=str(prey)), dict(policies=str(out))
-    own, against, by = (simulate("random", **each) for each in given)
+    usual, against, by = (simulate("random", **each) for each in given)
     assert len(list((tmp_path / "datasets").iterdir())) == 3
-    assert against.facts["hash"] == by.facts["hash"] != own.facts["hash"]
+    assert against.facts["hash"] == by.facts["hash"] != usual.facts["hash"]
     assert simulate("medium", **given[2]).facts["hash"] != simulate("medium").facts["hash"]
     words = "python -m data.behaviour --env-id simple_tag --action-kind continuous"
     words += f" --prey {prey} --out FOLDER, then --policies"
