@@ -217,8 +217,8 @@ PLAN = (  # in the order in which they run: the most telling first
     block("discrete", PARTICLES, RANDOM, MAIN, 800),
     block("discrete", WORLD + SPREAD, NARROW, MAIN, 800, num_seeds=3),
     *(block("continuous", task, RANDOM, TWO_CRITICS, **size, num_seeds=3) for task, size in LATE),
-    block("continuous", SPREAD, RANDOM, TEN_CRITICS, **LATE[1][1], num_seeds=3),
-    block("continuous", SPREAD, RANDOM, ("uniform",), **LATE[1][1], num_seeds=1),  # is it the weights?
+    block("continuous", SPREAD, RANDOM, ("spacql", "joint"), **LATE[1][1], num_seeds=3),
+    block("continuous", SPREAD, RANDOM, ("icql-qs", "uniform"), **LATE[1][1], num_seeds=1),
     block("continuous", CHEETAH, REPLAY, ("spacql", "cfcql"), 1500, num_seeds=1, flags=REDUCED),
     block("continuous", CHEETAH, ("medium",), ("spacql", "cfcql"), 500, num_seeds=1, flags=REDUCED),
 )
