@@ -180,7 +180,7 @@ ON_TAG, ON_WORLD = (PAPER_SIZE | dict(flags=PREY_FILE.format(*task)) for task in
 # The rows with the paper's own data, and one agent in the penalty, which is unbiased.
 OWN_DATA = ((TAG, PREY_FILE.format(*TAG)), (SPREAD, ""), (WORLD, PREY_FILE.format(*WORLD)))
 EXACT = [(task, PAPER_SIZE | dict(flags=f"--paper-size --penalty-agents 1 {own}")) for task, own in OWN_DATA]
-LATE = [(task, size | dict(rounds=8000)) for task, size in EXACT[:2]]  # does anything collapse?
+LATE = {task: size | dict(rounds=8000) for task, size in EXACT[:2]}  # does anything collapse?
 CHOSEN = {  # by the seeds of CHOOSING, and run with five more
     ("simple_tag", "expert"): ("cfcql-8.1", "macql-24.3"),
     ("simple_tag", "medium"): ("cfcql-8.1", "macql-2.7"),
@@ -216,9 +216,9 @@ PLAN = (  # in the order in which they run: the most telling first
     block("continuous", PARTICLES, NARROW, (*MAIN, "icql-qs-2"), 800, num_seeds=3),
     block("discrete", PARTICLES, RANDOM, MAIN, 800),
     block("discrete", WORLD + SPREAD, NARROW, MAIN, 800, num_seeds=3),
-    *(block("continuous", task, RANDOM, TWO_CRITICS, **size, num_seeds=3) for task, size in LATE),
-    block("continuous", SPREAD, RANDOM, ("spacql", "joint"), **LATE[1][1], num_seeds=3),
-    block("continuous", SPREAD, RANDOM, ("icql-qs", "uniform"), **LATE[1][1], num_seeds=1),
+    *(block("continuous", task, RANDOM, TWO_CRITICS, **size, num_seeds=3) for task, size in LATE.items()),
+    block("continuous", SPREAD, RANDOM, ("spacql", "joint"), **LATE[SPREAD], num_seeds=3),
+    block("continuous", SPREAD, RANDOM, ("icql-qs", "uniform"), **LATE[SPREAD], num_seeds=1),
     block("continuous", CHEETAH, REPLAY, ("spacql", "cfcql"), 1500, num_seeds=1, flags=REDUCED),
     block("continuous", CHEETAH, ("medium",), ("spacql", "cfcql"), 500, num_seeds=1, flags=REDUCED),
 )
